@@ -1,0 +1,131 @@
+"""Named errors: each says what was expected, what was found, and what to do.
+
+Every error derives from :class:`RupromptError` and from the built-in exception that a caller of ruPrompts,
+PyTorch or a plain dictionary would catch for the same mistake, so existing ``except`` clauses keep working.
+"""
+
+from __future__ import annotations
+
+
+class RupromptError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its message, which would escape quotes and newlines.
+        return " ".join(str(argument) for argument in self.args)
+
+
+class NotInitializedError(RupromptError, UserWarning):
+    """A prompt, format or provider was used before it was initialized (``UserWarning``, as in ruPrompts)."""
+
+
+class AlreadyAttachedError(RupromptError, UserWarning):
+    """A prompt was attached twice where only one attachment is possible."""
+
+
+class DuplicatePromptError(RupromptError, UserWarning):
+    """A prompt was added under a name that is already in use."""
+
+
+class UnknownPromptError(RupromptError, KeyError):
+    """A request names a prompt that is not loaded; the message lists those that are."""
+
+
+class TemplateError(RupromptError, ValueError):
+    """A template cannot be read: unbalanced braces, a positional field, a bad repeat count."""
+
+
+class MissingFieldError(RupromptError, KeyError):
+    """A field that the template needs was not given."""
+
+
+class ExtraFieldError(RupromptError, ValueError):
+    """A field was given that the template does not have."""
+
+
+class FieldTypeError(RupromptError, TypeError):
+    """A field's value is not a string."""
+
+
+class MarkerInFieldError(RupromptError, ValueError):
+    """A field's text contains a prompt marker, which the text form cannot tell from the template's own."""
+
+
+class MarkerCountError(RupromptError, ValueError):
+    """A sequence holds another number of markers than the prompt has rows."""
+
+
+class PromptLengthError(RupromptError, ValueError):
+    """A prompt has a length that cannot work: no rows, or more than the vocabulary to sample from."""
+
+
+class PromptTooLongError(PromptLengthError, UserWarning):
+    """A prompt has more rows than there are tokens to initialize them from (``UserWarning``, as in ruPrompts)."""
+
+
+class PromptInitError(RupromptError, ValueError, TypeError):
+    """A provider was asked for an initialization that it cannot do (``TypeError`` too, as in ruPrompts)."""
+
+
+class PromptMismatchError(RupromptError, ValueError):
+    """A prompt was made for another width or another model."""
+
+
+class NonFiniteRowsError(RupromptError, ValueError):
+    """Prompt rows contain NaN or infinity."""
+
+
+class TokenIdError(RupromptError, IndexError):
+    """An id lies outside both the token table and the prompt table."""
+
+
+class TensorArgumentError(RupromptError, ValueError):
+    """A tensor given to an operator has a dtype, shape or device that the operator does not take."""
+
+
+class PromptFileError(RupromptError, ValueError):
+    """A prompt's file is missing, malformed, truncated or of the wrong shape."""
+
+
+class PromptFolderError(PromptFileError, UserWarning):
+    """A prompt was to be saved under the name of a file (``UserWarning``, as in ruPrompts)."""
+
+
+class UnsafeFileError(PromptFileError):
+    """A prompt's file holds something other than plain dense numbers, such as pickled code."""
+
+
+class HubError(RupromptError, OSError):
+    """A repository of the Hugging Face Hub could not be read or written."""
+
+
+class EmptyBatchError(RupromptError, ValueError):
+    """A call was given no inputs."""
+
+
+class EmptyInputError(RupromptError, ValueError):
+    """A request has nothing to read: no text, no prompt, and no beginning-of-text token to start from."""
+
+
+class BatchMismatchError(RupromptError, ValueError):
+    """Parallel lists of a call have different lengths."""
+
+
+class LabelError(RupromptError, ValueError):
+    """Class labels that cannot be told apart, or are too few."""
+
+
+class ContextLengthError(RupromptError, ValueError):
+    """A request does not fit the model's context."""
+
+
+class UnknownArgumentError(RupromptError, TypeError):
+    """A keyword argument is not known; the message names the nearest known ones."""
+
+
+class UnsupportedModelError(RupromptError, TypeError):
+    """A model or tokenizer lacks something that this package needs."""
+
+
+class MissingDependencyError(RupromptError, ImportError, UserWarning):
+    """An optional package is not installed; the message names the command that installs it."""
