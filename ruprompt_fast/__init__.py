@@ -1,0 +1,85 @@
+"""Fast soft prompts: one frozen language model, many trained prompts, mixed freely in every batch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ruprompt_fast._registration import register_tasks_on_import
+
+if TYPE_CHECKING:
+    from ruprompt_fast import bundled as bundled
+    from ruprompt_fast.callbacks import FreezeTransformerUnfreezePrompt, ReduceCheckpoint, SavePretrainedPrompt
+    from ruprompt_fast.core import ClassificationOutput, GenerationOutput
+    from ruprompt_fast.embedding import SplicedEmbedding
+    from ruprompt_fast.model import FastPromptModel
+    from ruprompt_fast.pipelines import Text2TextGenerationWithPromptPipeline, TextGenerationWithPromptPipeline
+    from ruprompt_fast.prompts import (
+        LSTMPromptProvider,
+        MLPPromptProvider,
+        MultiPrompt,
+        Prompt,
+        PromptFormat,
+        TensorPromptProvider,
+        Text2TextPreprocessor,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClassificationOutput": "core",
+    "FastPromptModel": "model",
+    "FreezeTransformerUnfreezePrompt": "callbacks",
+    "GenerationOutput": "core",
+    "LSTMPromptProvider": "prompts",
+    "MLPPromptProvider": "prompts",
+    "MultiPrompt": "prompts",
+    "Prompt": "prompts",
+    "PromptFormat": "prompts",
+    "ReduceCheckpoint": "callbacks",
+    "SavePretrainedPrompt": "callbacks",
+    "SplicedEmbedding": "embedding",
+    "TensorPromptProvider": "prompts",
+    "Text2TextGenerationWithPromptPipeline": "pipelines",
+    "Text2TextPreprocessor": "prompts",
+    "TextGenerationWithPromptPipeline": "pipelines",
+    "bundled": "",
+}
+
+__all__ = [
+    "ClassificationOutput",
+    "FastPromptModel",
+    "FreezeTransformerUnfreezePrompt",
+    "GenerationOutput",
+    "LSTMPromptProvider",
+    "MLPPromptProvider",
+    "MultiPrompt",
+    "Prompt",
+    "PromptFormat",
+    "ReduceCheckpoint",
+    "SavePretrainedPrompt",
+    "SplicedEmbedding",
+    "TensorPromptProvider",
+    "Text2TextGenerationWithPromptPipeline",
+    "Text2TextPreprocessor",
+    "TextGenerationWithPromptPipeline",
+    "bundled",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not home:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+register_tasks_on_import()

@@ -1,0 +1,81 @@
+"""How an id in neither table, met by a kernel on a device, becomes an error without waiting for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ruprompt_fast.errors import TokenIdError
+
+# A mark that a kernel met such an id, the id, its position among the flattened ids, and the limits it was held
+# against: the end of the token ids, the first prompt id, the number of prompt rows.
+NUM_SLOTS = 6
+
+
+def bad_id_error(id_: int, position: int, token_limit: int, first_prompt_id: int, prompt_rows: int) -> TokenIdError:
+    """The error for an id in neither table; ``position`` counts in the flattened ids."""
+    tokens = f"0..{token_limit - 1}" if token_limit else "none"
+    prompts = f"{first_prompt_id}..{first_prompt_id + prompt_rows - 1}" if prompt_rows else "none"
+    return TokenIdError(
+        f"id {id_} at flat position {position} of input_ids is in neither table: "
+        f"token ids are {tokens}, prompt ids are {prompts}"
+    )
+
+
+class IdErrorSlots:
+    """Memory of the host that a kernel writes to when it meets an id in neither table.
+
+    Pinned memory is mapped into every device's address space: the kernel stores straight into it, and the host learns
+    of the error by reading its own memory.
+    """
+
+    def __init__(self, slots: Tensor) -> None:
+        """``slots``: int64 ``[NUM_SLOTS]``, zero."""
+        self.slots = slots
+        self._view = slots.numpy()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a kernel has left an error behind, as far as the host can see now."""
+        return bool(self._view[0])
+
+    def take(self) -> TokenIdError:
+        """The error that a kernel has left behind; the slots are free again."""
+        _, id_, position, token_limit, first_prompt_id, prompt_rows = self._view.tolist()
+        self._view[:] = 0
+        return bad_id_error(id_, position, token_limit, first_prompt_id, prompt_rows)
+
+
+_slots_by_device: dict[int, IdErrorSlots] = {}
+
+
+def slots_of(device_index: int) -> IdErrorSlots:
+    """The slots that the kernels of one CUDA device write to."""
+    slots = _slots_by_device.get(device_index)
+    if slots is None:
+        slots = IdErrorSlots(torch.zeros(NUM_SLOTS, dtype=torch.int64, pin_memory=True))
+        _slots_by_device[device_index] = slots
+    return slots
+
+
+def raise_pending(device_index: int) -> None:
+    """Raises what an earlier kernel of the device has left behind; a read of the host's memory if there is nothing."""
+    slots = slots_of(device_index)
+    # Waiting is forbidden while a graph is captured: the error then waits for the next call outside of it.
+    if slots.pending and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize(device_index)  # the mark may become visible before the values that it announces
+        raise slots.take()
+
+
+def check_errors() -> None:
+    """Waits for the CUDA devices and raises what kernels have left behind.
+
+    An id in neither table is met by a kernel while the host is elsewhere. It is raised by the next call of the operator
+    on that device; this function raises it now, after the last call or after replaying a CUDA graph.
+
+    Raises:
+        TokenIdError: an id was in neither table; its row of the output is NaN.
+    """
+    for device_index in list(_slots_by_device):
+        torch.cuda.synchronize(device_index)
+        raise_pending(device_index)

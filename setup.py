@@ -1,0 +1,19 @@
+"""The compiled extension; everything else about the package stands in pyproject.toml."""
+
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "ruprompt_fast._C",
+            sorted(glob("csrc/*.cc")),
+            depends=sorted(glob("csrc/*.h")),
+            cxx_std=17,
+            extra_compile_args=["-O3", "-fopenmp", "-Wall", "-Wextra"],
+            extra_link_args=["-fopenmp"],
+        )
+    ]
+)

@@ -1,0 +1,49 @@
+"""Importing the package costs no more than importing torch and transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+REPORT = """
+import json, resource, sys
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"seconds": usage.ru_utime + usage.ru_stime, "modules": sorted(sys.modules)}))
+"""
+BASELINE = "import torch, transformers"
+OURS = "import ruprompt_fast"
+PUBLIC_NAMES = "import ruprompt_fast\nfor name in ruprompt_fast.__all__: getattr(ruprompt_fast, name)"
+# What the public names are built on in transformers, used in the same way without this package.
+PUBLIC_BASELINE = (
+    "import torch, transformers, transformers.pipelines, huggingface_hub, safetensors.torch\n"
+    "transformers.GenerationConfig, transformers.PreTrainedModel, transformers.TrainerCallback, transformers.Trainer"
+)
+OPTIONAL = {"triton", "datasets", "accelerate", "rich", "pandas", "pyarrow", "torch._dynamo", "torch._inductor"}
+
+
+def after(code: str) -> dict:
+    """Processor seconds of a fresh interpreter that runs ``code``, and the modules it ends with."""
+    command = [sys.executable, "-c", code + REPORT]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("ours", "baseline"), [(OURS, BASELINE), (PUBLIC_NAMES, PUBLIC_BASELINE)])
+def test_no_more_than_torch_and_transformers(ours: str, baseline: str) -> None:
+    # Processor time of the best of three, in turn: other processes' work does not count.
+    rounds = [(after(ours), after(baseline)) for _ in range(3)]
+    cost = min(mine["seconds"] for mine, _ in rounds)
+    allowed = min(theirs["seconds"] for _, theirs in rounds)
+    assert cost <= 1.1 * allowed, f"{cost:.2f} s of processor time, torch and transformers alone take {allowed:.2f}"
+    extra = set(rounds[0][0]["modules"]) - set(rounds[0][1]["modules"])
+    assert not extra & OPTIONAL
+
+
+def test_the_operators_import_nothing_optional() -> None:
+    modules = set(after("import ruprompt_fast.ops")["modules"])
+    assert not modules & (OPTIONAL | {"transformers"})
