@@ -1,0 +1,308 @@
+"""The drop-in layer: a model's input embedding that also knows the rows of soft prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ruprompt_fast.errors import PromptMismatchError, UnsupportedModelError
+from ruprompt_fast.ops import resolve_markers, splice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROVIDERS_KEY = "prompt_providers."
+"""What the names of the providers' parameters have in common, in a model's ``named_parameters()``."""
+
+MARKER_ROOM = 1024
+"""Ids left free between the token table and the first row, for the markers of prompts attached later."""
+
+
+@dataclass(frozen=True)
+class PromptSlot:
+    """One prompt in an embedding: who makes its rows, how many, and the token that marks them in text.
+
+    Attributes:
+        provider: a module that returns the rows, [num_rows, width].
+        num_rows: the number of rows.
+        marker_id: the id whose k-th occurrence in a sequence stands for row k; None if ids name the rows directly.
+    """
+
+    provider: nn.Module
+    num_rows: int
+    marker_id: int | None = None
+
+
+class SplicedEmbedding(nn.Module):
+    """Looks up token ids in the original embedding and prompt ids in the rows of soft prompts.
+
+    Semantics, for ids [..., sequence]::
+
+        ids = resolve_markers(ids)            # k-th marker of a prompt -> the id of its row k
+        rows = torch.cat([slot.provider() for slot in slots])
+        out = torch.where(ids < first_prompt_id, original(ids), rows[ids - first_prompt_id])
+
+    A row stands for the *output* of the original embedding: modules that scale what they look up (Gemma) scale tokens
+    only. The layer owns the original's ``weight`` under the same name, so a model's ``state_dict``, tied output layer
+    and ``tie_weights()`` see no difference; the providers are submodules of ``prompt_providers`` and train as usual.
+
+    Args:
+        original: the embedding module that is replaced; kept, and given back by :func:`detach_prompts`.
+        first_prompt_id: the id of the first row; above every token id and marker. None takes the table's size.
+        slots: the prompts, in the order of their rows.
+
+    Raises:
+        UnsupportedModelError: ``original`` has no two-dimensional ``weight``.
+        PromptMismatchError: a provider's rows have another shape than its slot or the embedding says.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(
+        self, original: nn.Module, first_prompt_id: int | None = None, slots: Sequence[PromptSlot] = ()
+    ) -> None:
+        super().__init__()
+        weight = getattr(original, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+            raise UnsupportedModelError(
+                f"the input embedding must have a weight of [tokens, width]; found {type(original).__name__}. "
+                "Soft prompts need a model that embeds its tokens with one table."
+            )
+        self.weight = weight
+        self.first_prompt_id = max(weight.shape[0], first_prompt_id or 0)
+        self.prompt_providers = nn.ModuleList()
+        self.slots: list[PromptSlot] = []
+        self._prompt_starts: list[int] = []
+        self._markers: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._rows_cache: tuple[tuple[Any, ...], Tensor] | None = None
+        self._call_rows: Tensor | None = None
+        # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
+        self._original = (original,)
+        self._attachment: _Attachment | None = None
+        for slot in slots:
+            self.add_slot(slot)
+
+    @property
+    def original(self) -> nn.Module:
+        """The module that this one stands for, sharing its weight."""
+        module = self._original[0]
+        if module.weight is not self.weight:  # replaced by tie_weights() or a conversion
+            module.weight = self.weight
+        return module
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the token table."""
+        return self.weight.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of every row."""
+        return self.weight.shape[1]
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The original's padding id."""
+        return cast("int | None", getattr(self._original[0], "padding_idx", None))
+
+    def add_slot(self, slot: PromptSlot) -> range:
+        """Add one prompt behind the others; returns the ids of its rows."""
+        with torch.no_grad():
+            shape = tuple(slot.provider().shape)
+        if len(shape) != 2 or shape[0] != slot.num_rows or shape[1] != self.row_width:
+            raise PromptMismatchError(
+                f"the prompt must give {slot.num_rows} rows of width {self.row_width}; "
+                f"its provider {type(slot.provider).__name__} gives {list(shape)}. "
+                "Use a prompt that was made for this model and template."
+            )
+        start = self.first_prompt_id + sum(known.num_rows for known in self.slots)
+        if slot.marker_id is not None:
+            if slot.marker_id >= self.first_prompt_id:
+                raise PromptMismatchError(
+                    f"the marker's id {slot.marker_id} must lie below the first prompt id {self.first_prompt_id}; "
+                    "attach the prompts together so that room is left for every marker."
+                )
+            for column, value in zip(self._markers, (slot.marker_id, start, slot.num_rows), strict=True):
+                column.append(value)
+        self.slots.append(slot)
+        self._prompt_starts.append(start)
+        self.prompt_providers.append(slot.provider)
+        self._rows_cache = None
+        if self._attachment is not None:
+            _hide_from_save(self._attachment.model)
+        return range(start, start + slot.num_rows)
+
+    def prompt_ids(self, slot_index: int) -> range:
+        """The ids of a slot's rows."""
+        start = self._prompt_starts[slot_index]
+        return range(start, start + self.slots[slot_index].num_rows)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed ids [..., sequence] of tokens, markers and prompt rows as [..., sequence, width].
+
+        Raises:
+            MarkerCountError: a sequence holds another number of markers than the prompt has rows.
+            TokenIdError: an id is in neither table.
+        """
+        if self._markers[0]:
+            input_ids = resolve_markers(input_ids, *self._markers)
+        rows = self.prompt_rows()
+        if self._is_plain_lookup():
+            return splice(input_ids, self.weight, rows, self.first_prompt_id)
+        return _overlay(self.original, input_ids, rows, self.first_prompt_id)
+
+    def prompt_rows(self) -> Tensor:
+        """All rows, [num_rows, width], in the embedding's dtype; kept between calls while nothing trains.
+
+        Without the cache a decoding step would run an LSTM provider anew for every token.
+        """
+        if self._call_rows is not None:
+            return self._call_rows
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._compute_rows()
+        key = self._rows_key()
+        if key is None:
+            return self._compute_rows()
+        if self._rows_cache is None or self._rows_cache[0] != key:
+            self._rows_cache = (key, self._compute_rows())
+        return self._rows_cache[1]
+
+    @contextmanager
+    def rows_for_call(self, rows: Tensor) -> Iterator[None]:
+        """Within the block, ids from ``first_prompt_id`` on stand for these rows [rows, width], not for the slots'.
+
+        For callers that bring the rows of one batch; they see to it that no other thread runs the model meanwhile.
+        """
+        self._call_rows = rows
+        try:
+            yield
+        finally:
+            self._call_rows = None
+
+    def _compute_rows(self) -> Tensor:
+        if not self.slots:
+            return self.weight.new_empty((0, self.row_width))
+        parts = [provider().to(self.weight.dtype) for provider in self.prompt_providers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _rows_key(self) -> tuple[Any, ...] | None:
+        tensors = [*self.prompt_providers.parameters(), *self.prompt_providers.buffers()]
+        if self.training or not tensors or any(tensor.is_inference() for tensor in tensors):
+            return None
+        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        return (self.weight.dtype, self.weight.device, versions)
+
+    def _is_plain_lookup(self) -> bool:
+        original: Any = self._original[0]
+        if type(original).forward is not nn.Embedding.forward or original.max_norm is not None:
+            return False
+        # F.embedding gives the padding row no gradient, and scales by frequency on request; the op does neither.
+        trains = self.weight.requires_grad and torch.is_grad_enabled()
+        return not trains or (original.padding_idx is None and not original.scale_grad_by_freq)
+
+    @property
+    def row_width(self) -> int:
+        """Width of what the embedding puts out, and so of a prompt row."""
+        return cast(int, getattr(self._original[0], "embedding_dim", self.weight.shape[1]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplicedEmbedding:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        original: Any = self.original
+        original._apply(fn)  # its buffers (Gemma's scale) move too; the shared weight is converted already
+        self.weight = original.weight
+        self._rows_cache = None
+        return self
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
+        rows = sum(slot.num_rows for slot in self.slots)
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, prompt_rows={rows}, first_prompt_id={self.first_prompt_id}"
+        )
+
+
+def original_embedding(model: PreTrainedModel) -> nn.Module:
+    """The model's own input embedding, whether prompts are attached or not."""
+    embedding = model.get_input_embeddings()
+    return embedding.original if isinstance(embedding, SplicedEmbedding) else embedding
+
+
+def attach_prompts(
+    model: PreTrainedModel, slots: Sequence[PromptSlot], min_first_prompt_id: int = 0
+) -> SplicedEmbedding:
+    """Replace the model's input embedding by one that knows the slots' prompts.
+
+    A model that is already patched is restored first. Nothing changes if a slot does not fit. The model's own
+    ``save_pretrained`` goes on writing the base model only.
+
+    Args:
+        model: any transformers model with one token table; encoder-decoder models too.
+        slots: the prompts, in the order of their rows.
+        min_first_prompt_id: an id above every marker; ``len(tokenizer)`` after the markers are added.
+
+    Raises:
+        UnsupportedModelError: the model has no input embedding of [tokens, width].
+        PromptMismatchError: a prompt was made for another width.
+    """
+    original = original_embedding(model)
+    table_size = getattr(getattr(original, "weight", None), "shape", (0,))[0]
+    # The room lets prompts with new markers join a live embedding without renumbering the rows.
+    embedding = SplicedEmbedding(original, max(table_size, min_first_prompt_id) + MARKER_ROOM, slots)
+    detach_prompts(model)
+    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    model.set_input_embeddings(embedding)
+    replaced = [(parent, name, child) for parent, name, child in places if parent._modules[name] is embedding]
+    embedding._attachment = _Attachment(model, replaced)
+    _hide_from_save(model)
+    return embedding
+
+
+def detach_prompts(model: PreTrainedModel) -> nn.Module:
+    """Put the original embedding back and return it: the same object. Does nothing to a model without prompts."""
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, SplicedEmbedding) or embedding._attachment is None:
+        return embedding
+    original = embedding.original
+    for parent, name, child in embedding._attachment.replaced:
+        if child is not None and child is not original:
+            child.weight = embedding.weight  # T5 ties three modules to one table
+        parent._modules[name] = child
+    embedding._attachment = None
+    _hide_from_save(model)
+    return original
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """Where an embedding stands: the model, and (parent, name, child) for every child module that it replaced."""
+
+    model: PreTrainedModel
+    replaced: list[tuple[nn.Module, str, nn.Module | None]]
+
+
+def _hide_from_save(model: PreTrainedModel) -> None:
+    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, and no others."""
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "_keys_to_ignore_on_save"):
+            kept = {key for key in part._keys_to_ignore_on_save or () if PROVIDERS_KEY not in key}
+            part._keys_to_ignore_on_save = kept | {key for key in part.state_dict() if PROVIDERS_KEY in key}
+
+
+def _overlay(original: nn.Module, input_ids: Tensor, rows: Tensor, first_prompt_id: int) -> Tensor:
+    """The lookup through the original's own forward, for embeddings that do more than read a row."""
+    weight = cast(Tensor, original.weight)
+    # The op checks every id; one column of either table is enough for that.
+    splice(input_ids, weight[:, :1].detach(), rows[:, :1].detach(), first_prompt_id)
+    is_prompt = input_ids >= first_prompt_id
+    token_ids = torch.where(is_prompt, 0, input_ids).clamp(0, weight.shape[0] - 1)
+    tokens = cast(Tensor, original(token_ids))
+    if rows.shape[0] == 0:
+        return tokens
+    prompt_rows = (input_ids - first_prompt_id).clamp(0, rows.shape[0] - 1)
+    return torch.where(is_prompt.unsqueeze(-1), nn.functional.embedding(prompt_rows, rows), tokens)
