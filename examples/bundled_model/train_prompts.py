@@ -1,0 +1,199 @@
+"""Train the bundled prompts on the frozen bundled model, then measure every prompt on every kind of held-out text.
+
+Three prompts set a style (the text itself is the target): ``proverb``, ``verse`` and ``gogol``. One classifies verse
+and prose by the logits of two label words; line ends are replaced by spaces so that they do not give it away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from corpus import Work, pieces, read_proverbs, read_works
+from torch.nn import functional as F
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+
+from ruprompt_fast import (
+    FastPromptModel,
+    FreezeTransformerUnfreezePrompt,
+    Prompt,
+    PromptFormat,
+    TensorPromptProvider,
+    Text2TextPreprocessor,
+)
+from ruprompt_fast.bundled import LABELS
+
+MODEL_NAME = "ruprompt-fast/ruslit-gpt2-7m"
+AUTHOR = "Gogol"
+STYLE_TEMPLATE = "<s><P*20>"
+KIND_TEMPLATE = "<s><P*10>{text}<P*10>"
+LEARNING_RATE = 0.02
+BATCH_SIZE = 32
+PIECE_CHARS = (120, 400)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Training and held-out texts of one kind."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def cut(works: list[Work], held_out: bool) -> list[str]:
+    """Pieces of the works that are held out, or of those that are not; one line of many goes into the middle."""
+    chosen = [work for work in works if work.held_out == held_out]
+    low, high = PIECE_CHARS
+    return [text[: 2 * high] for text in pieces(chosen, random.Random(0), min_chars=low, max_chars=high)]
+
+
+def styles(literature: Path, proverbs: Path) -> dict[str, Texts]:
+    """The texts of every style."""
+    works = read_works(literature)
+    verse = [work for work in works if work.kind == "poems"]
+    author = [work for work in works if work.author == AUTHOR and work.kind == "prose"]
+    return {
+        "proverb": Texts(*read_proverbs(proverbs)),
+        "verse": Texts(cut(verse, held_out=False), cut(verse, held_out=True)),
+        AUTHOR.lower(): Texts(cut(author, held_out=False), cut(author, held_out=True)),
+    }
+
+
+def labelled(literature: Path, held_out: bool, size: int) -> list[dict[str, str]]:
+    """Equally many pieces of verse and prose on one line each, with their label word; shuffled."""
+    works = [work for work in read_works(literature) if work.kind != "publicism"]
+    rng = random.Random(1)
+    items = []
+    for label, verse in zip(LABELS, (True, False), strict=True):
+        texts = cut([work for work in works if (work.kind == "poems") == verse], held_out)
+        rng.shuffle(texts)
+        items += [{"text": " ".join(text.split()), "target": label} for text in texts[: size // 2]]
+    rng.shuffle(items)
+    return items
+
+
+def train(
+    template: str,
+    items: list[dict[str, str]],
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    seed: int = 0,
+) -> Prompt:
+    """Train a prompt on items with the fields of its template and ``target``."""
+    set_seed(seed)
+    prompt = Prompt(PromptFormat(template), TensorPromptProvider())
+    prompt.patch(model, tokenizer)
+    preprocess = Text2TextPreprocessor(prompt.format, tokenizer, target_field="target")
+    dataset = [preprocess(item) for item in items]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="linear",
+            warmup_steps=steps // 20,
+            weight_decay=0.0,
+            train_sampling_strategy="group_by_length",
+            logging_steps=50,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=seed,
+        )
+        Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=preprocess.collate_fn(),
+            callbacks=[FreezeTransformerUnfreezePrompt()],
+        ).train()
+    prompt.detach(model)
+    return prompt
+
+
+@torch.no_grad()
+def nats_per_token(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor | None, texts: list[str]
+) -> float:
+    """Mean cross entropy of texts, end of text included, behind ``<s>`` and the rows of a prompt (or none)."""
+    table = model.get_input_embeddings()
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        before = table(torch.tensor([tokenizer.bos_token_id]))
+        if rows is not None:
+            before = torch.cat([before, rows])
+        embeds = torch.cat([before, table(ids[:-1])])[None]
+        logits = model(inputs_embeds=embeds, use_cache=False).logits[0, len(before) - 1 :]
+        total += F.cross_entropy(logits, ids, reduction="sum").item()
+        count += len(ids)
+    return total / count
+
+
+def matrix(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, Prompt], data: dict[str, Texts]
+) -> dict[str, dict[str, float]]:
+    """Nats per token of every style prompt, and of none, on every kind of held-out text."""
+    rows = {"(none)": None, **{name: prompts[name].rows() for name in data}}
+    held_out = {name: texts.held_out[:300] for name, texts in data.items()}
+    return {
+        name: {kind: round(nats_per_token(model, tokenizer, row, texts), 3) for kind, texts in held_out.items()}
+        for name, row in rows.items()
+    }
+
+
+def accuracy(folder: Path, prompt: Prompt, items: list[dict[str, str]]) -> dict[str, float]:
+    """Held-out accuracy of the classifier beside that of the more frequent label."""
+    served = FastPromptModel.from_pretrained(folder, prompts={"kind": prompt})
+    verdicts = served.classify([item["text"] for item in items], prompt="kind", labels=LABELS)
+    right = sum(verdict.label == item["target"] for verdict, item in zip(verdicts, items, strict=True))
+    majority = max(sum(item["target"] == label for item in items) for label in LABELS)
+    return {"accuracy": round(right / len(items), 3), "majority": round(majority / len(items), 3), "items": len(items)}
+
+
+def main() -> None:
+    """Command line: ``train_prompts.py --literature ruslit.tar.xz --proverbs proverbs.txt --model F --output F``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--literature", type=Path, required=True, help="the archive of Russian literature")
+    parser.add_argument("--proverbs", type=Path, required=True, help="proverbs, one per line")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the pretrained model")
+    parser.add_argument("--output", type=Path, required=True, help="folder that gets one folder per prompt")
+    parser.add_argument("--steps", type=int, default=500)
+    arguments = parser.parse_args()
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = GPT2LMHeadModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model.config.name_or_path = model.name_or_path = MODEL_NAME
+    data = styles(arguments.literature, arguments.proverbs)
+    tasks = {name: (STYLE_TEMPLATE, [{"target": text} for text in texts.train]) for name, texts in data.items()}
+    tasks["kind"] = (KIND_TEMPLATE, labelled(arguments.literature, held_out=False, size=6000))
+
+    prompts, seconds = {}, {}
+    for name, (template, items) in tasks.items():
+        started = time.monotonic()
+        prompts[name] = train(template, items, model, tokenizer, arguments.steps)
+        seconds[name] = round(time.monotonic() - started)
+        prompts[name].save_pretrained(arguments.output / name)
+        print(name, seconds[name], "seconds", flush=True)
+
+    model.eval()
+    figures = {
+        "steps": arguments.steps,
+        "seconds": seconds,
+        "nats_per_token": matrix(model, tokenizer, prompts, data),
+        "kind": accuracy(arguments.model, prompts["kind"], labelled(arguments.literature, held_out=True, size=600)),
+    }
+    (arguments.output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""One frozen model answering with several soft prompts in one batch."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ruprompt_fast import bundled
+from ruprompt_fast.core import GenerationOutput
+
+REQUESTS: tuple[tuple[str | None, str], ...] = (
+    (None, "Вечером"),
+    ("proverb", "Вечером"),
+    ("verse", "Вечером"),
+    ("gogol", "Вечером"),
+    ("proverb", "Без труда"),
+    ("proverb", "Старый друг"),
+    ("verse", "Я помню"),
+    ("verse", "Над морем"),
+    ("gogol", "Иван Иванович"),
+    ("gogol", "В комнату вошёл"),
+    ("kind", "Белеет парус одинокой в тумане моря голубом"),
+    ("kind", "На другой день он приказал заложить лошадей и уехал в город."),
+)
+"""(prompt, input) of every request: the same input under each prompt, then more of each."""
+
+
+def run(seed: int, max_new_tokens: int) -> None:
+    """Load the bundled model, generate one mixed batch, print a table and a line of figures."""
+    model = bundled.load()
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    outputs = model.generate(
+        [text for _, text in REQUESTS],
+        prompt=[name for name, _ in REQUESTS],
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.9,
+        repetition_penalty=1.15,
+    )
+    seconds = time.perf_counter() - started
+    console = Console()
+    console.print(_table(outputs))
+    tokens = sum(len(output.token_ids) for output in outputs)
+    console.print(f"{len(outputs)} requests, {tokens} tokens, {seconds:.2f} seconds in one batch of mixed prompts")
+
+
+def _table(outputs: list[GenerationOutput]) -> Table:
+    table = Table(title="One frozen model, many soft prompts", show_lines=True)
+    table.add_column("prompt", style="cyan", no_wrap=True)
+    table.add_column("input", style="bold", max_width=30)
+    table.add_column("continuation", max_width=80)
+    for (name, text), output in zip(REQUESTS, outputs, strict=True):
+        table.add_row(name or "(none)", text, output.text.strip())
+    return table

@@ -1,0 +1,1 @@
+"""Running requests of many prompts over one frozen model."""

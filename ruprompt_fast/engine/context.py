@@ -1,0 +1,65 @@
+"""How many tokens a request may generate, and whether it fits the model's context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ruprompt_fast.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
+
+DEFAULT_NEW_TOKENS = 20
+"""What transformers generates when neither ``max_new_tokens`` nor ``max_length`` is given."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Bounds on the new tokens of a request."""
+
+    least: int
+    most: int
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Positions that the model has, or None where they are unbounded (T5)."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and not config.is_encoder_decoder else None
+
+
+def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: GenerationConfig, index: int) -> NewTokens:
+    """The bounds for one request; ``max_length`` and ``min_length`` count its own input, never the batch's padding.
+
+    Raises:
+        ContextLengthError: input and new tokens together exceed the context, or ``max_length`` leaves no new token.
+    """
+    input_len = 1 if model_config.is_encoder_decoder else len(input_ids)
+    if config.max_new_tokens is not None:
+        most = config.max_new_tokens
+    elif config.max_length is not None:
+        most = config.max_length - input_len
+    else:
+        most = DEFAULT_NEW_TOKENS
+    least = config.min_new_tokens if config.min_new_tokens is not None else (config.min_length or 0) - input_len
+    if most < 1:
+        raise ContextLengthError(
+            f"input {index} has {input_len} tokens, prompt rows included; max_length={config.max_length} leaves none "
+            "to generate. Raise max_length, or give max_new_tokens."
+        )
+    check_fits(model_config, input_len, most, index)
+    return NewTokens(max(0, least), most)
+
+
+def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, index: int) -> None:
+    """Refuse a request that the model has no positions for.
+
+    Raises:
+        ContextLengthError: ``input_len + num_new`` exceeds the context.
+    """
+    limit = context_length(model_config)
+    if limit is not None and input_len + num_new > limit:
+        raise ContextLengthError(
+            f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
+            f"context is {limit}. Shorten the input, or ask for at most {max(0, limit - input_len)} new tokens."
+        )

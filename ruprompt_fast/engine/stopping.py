@@ -1,0 +1,45 @@
+"""Stop strings that look at the generated text only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MAX_UTF8_BYTES = 4
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a sequence as soon as its new text contains one of the strings.
+
+    transformers' own criterion also matches across the border between input and new text, so that a request would
+    stop depending on how its input ends, and needs a tokenizer whose vocabulary can spell ``abcdef``.
+
+    Args:
+        strings: the stop strings.
+        tokenizer: decodes the new tokens.
+        new_start: index of the first new token in a sequence.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, new_start: int) -> None:
+        self._strings = [string for string in strings if string]
+        self._tokenizer = tokenizer
+        self._new_start = new_start
+        # A byte-level token may hold a single byte, so a string spans at most this many tokens.
+        self._window = 1 + max((len(string) for string in self._strings), default=0) * _MAX_UTF8_BYTES
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Whether each sequence [batch, length] is done, as bool [batch]."""
+        tails = input_ids[:, max(self._new_start, input_ids.shape[1] - self._window) :]
+        done = [self.contained_in(str(self._tokenizer.decode(tail, skip_special_tokens=True))) for tail in tails]
+        return torch.tensor(done, device=input_ids.device)
+
+    def contained_in(self, text: str) -> bool:
+        """Whether the text contains one of the strings."""
+        return any(string in text for string in self._strings)

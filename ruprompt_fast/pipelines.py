@@ -1,0 +1,139 @@
+"""transformers pipelines with a prompt, under ruPrompts' task names.
+
+Importing this module registers ``text-generation-with-prompt`` and ``text2text-generation-with-prompt`` with
+``transformers.pipeline``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from transformers import AutoModelForCausalLM
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.text_generation import TextGenerationPipeline
+
+from ruprompt_fast.engine.context import check_fits, context_length
+from ruprompt_fast.errors import MissingFieldError
+from ruprompt_fast.prompts import Prompt
+
+_DEFAULT_MODEL = ("ai-forever/rugpt3large_based_on_gpt2", "main")
+
+
+class PromptPipeline(TextGenerationPipeline):
+    """A text-generation pipeline whose model is patched with a prompt.
+
+    Args:
+        prompt: a prompt, a folder that holds one, or its id on the Hugging Face Hub.
+        *args: arguments of ``transformers.TextGenerationPipeline``.
+        **kwargs: likewise; generation settings among them are defaults for every call.
+    """
+
+    default_generation_parameters: ClassVar[dict[str, Any]] = {}
+    _default_new_tokens = 100
+
+    def __init__(self, prompt: Prompt | str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**self.default_generation_parameters, **kwargs})
+        self.prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_pretrained(prompt)
+        self.prompt.patch(self.model, cast(Any, self.tokenizer))
+        cast(Any, self.model).to(self.device)
+        # One token at least, as ruPrompts gives: it knew no end of text but id 0, which it decoded like any other.
+        defaults = {
+            "eos_token_id": self._stop_ids(),
+            "suppress_tokens": self._marker_ids() or None,
+            "min_new_tokens": 1,
+        }
+        for name, value in defaults.items():
+            if value is not None:
+                self._forward_params.setdefault(name, value)
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """Generate for a string, a dict of fields, a list of either, or the fields as keywords."""
+        if inputs is None:
+            names = self.prompt.format.fields or ("text",)
+            inputs = {name: kwargs.pop(name) for name in names if name in kwargs}
+            if not inputs:
+                raise MissingFieldError(f"give the prompt's field(s) {', '.join(names)}, or a text; found nothing.")
+        return super().__call__(inputs, **kwargs)
+
+    def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> Any:
+        if not {"max_new_tokens", "max_length", "generation_config"} & set(generate_kwargs):
+            input_len, limit = model_inputs["input_ids"].shape[1], context_length(self.model.config)
+            check_fits(self.model.config, input_len, 1, index=0)
+            room = self._default_new_tokens if limit is None else limit - input_len
+            generate_kwargs["max_new_tokens"] = min(self._default_new_tokens, room)
+        return super()._forward(model_inputs, **generate_kwargs)
+
+    def _stop_ids(self) -> list[int] | None:
+        """The model's and the tokenizer's end of text, and id 0 where it is special, as ruGPT-3's ``<pad>`` is."""
+        configured = self.model.generation_config.eos_token_id
+        stops = set(configured) if isinstance(configured, list) else {configured}
+        tokenizer = cast(Any, self.tokenizer)
+        stops.add(tokenizer.eos_token_id)
+        if 0 in tokenizer.all_special_ids:
+            stops.add(0)
+        return sorted(stops - {None}) or None
+
+    def _marker_ids(self) -> list[int]:
+        vocab_size = self.model.config.get_text_config().vocab_size
+        return [marker for marker in self.prompt.format.prompt_token_ids if marker < vocab_size]
+
+
+class TextGenerationWithPromptPipeline(PromptPipeline):
+    """Continues a text behind a prompt; task ``text-generation-with-prompt``.
+
+    A prompt without fields stands before the text; one with fields gets the text as its field ``text``. The result
+    holds the given text and its continuation.
+
+    Args:
+        prompt: a prompt, a folder that holds one, or its id on the Hugging Face Hub.
+        *args: arguments of ``transformers.TextGenerationPipeline``.
+        **kwargs: likewise; generation settings among them are defaults for every call.
+    """
+
+    default_generation_parameters: ClassVar[dict[str, Any]] = {"return_full_text": True, "do_sample": True}
+
+    def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
+        """Tokenize the prompt and the text behind it."""
+        fields = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
+        shown = fields.get("text", "")
+        if self.prompt.format.fields:
+            encoded = super().preprocess(self.prompt(**fields), **kwargs)
+        else:
+            encoded = super().preprocess(shown, **{**kwargs, "prefix": self.prompt()})
+        encoded["prompt_text"] = shown
+        return encoded
+
+
+class Text2TextGenerationWithPromptPipeline(PromptPipeline):
+    """Generates what follows the formatted input; task ``text2text-generation-with-prompt``.
+
+    Args:
+        prompt: a prompt, a folder that holds one, or its id on the Hugging Face Hub.
+        *args: arguments of ``transformers.TextGenerationPipeline``.
+        **kwargs: likewise; generation settings among them are defaults for every call.
+    """
+
+    default_generation_parameters: ClassVar[dict[str, Any]] = {"return_full_text": False, "do_sample": True}
+
+    def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
+        """Format the fields (a string is the field ``text``) and tokenize the result."""
+        formatted = self.prompt(**({"text": inputs} if isinstance(inputs, str) else dict(inputs)))
+        encoded = super().preprocess(formatted, **kwargs)
+        encoded["prompt_text"] = formatted.replace(self.prompt.format.prompt_token, "")
+        return encoded
+
+
+for _task, _pipeline in {
+    "text-generation-with-prompt": TextGenerationWithPromptPipeline,
+    "text2text-generation-with-prompt": Text2TextGenerationWithPromptPipeline,
+}.items():
+    if _task not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            _task,
+            pipeline_class=_pipeline,
+            pt_model=AutoModelForCausalLM,
+            default={"model": _DEFAULT_MODEL},
+            type="text",
+        )
