@@ -27,15 +27,21 @@ def register_tasks_on_import() -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds transformers' pipelines as usual, once, with a loader that goes on to import ours."""
+    """Finds transformers' pipelines as usual, with a loader that goes on to import ours."""
+
+    def __init__(self) -> None:
+        self._is_asking_others = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TARGET:
+        if fullname != _TARGET or self._is_asking_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._is_asking_others = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._is_asking_others = False
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenOurs(spec.loader)
         return spec

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ruprompt_fast.embedding import PROVIDERS_KEY
+from ruprompt_fast.embedding import PROVIDERS_KEY, hide_from_save
 from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import MultiPrompt, Prompt, freeze_model
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class FreezeTransformerUnfreezePrompt(TrainerCallback):
-    """Freezes the whole model, its output layer included, and lets only the prompts' providers train."""
+    """Freezes the whole model, its output layer included, and lets only the prompts' providers train.
+
+    While it trains, checkpoints hold the providers' parameters beside the base model's, so that ``Trainer`` can resume
+    from them and reload the best one.
+    """
 
     def on_train_begin(
         self,
@@ -33,6 +37,19 @@ class FreezeTransformerUnfreezePrompt(TrainerCallback):
         """Set ``requires_grad`` of every parameter."""
         if model is not None:
             freeze_model(model)
+            hide_from_save(model, hidden=False)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """From here on the model's ``save_pretrained`` writes the base model only again."""
+        if model is not None:
+            hide_from_save(model)
 
 
 class ReduceCheckpoint(TrainerCallback):

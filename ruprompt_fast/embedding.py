@@ -83,6 +83,7 @@ class SplicedEmbedding(nn.Module):
         self._call_rows: Tensor | None = None
         # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
         self._original = (original,)
+        self.training = original.training
         self._attachment: _Attachment | None = None
         for slot in slots:
             self.add_slot(slot)
@@ -129,12 +130,13 @@ class SplicedEmbedding(nn.Module):
                 )
             for column, value in zip(self._markers, (slot.marker_id, start, slot.num_rows), strict=True):
                 column.append(value)
+        slot.provider.train(self.training)
         self.slots.append(slot)
         self._prompt_starts.append(start)
         self.prompt_providers.append(slot.provider)
         self._rows_cache = None
         if self._attachment is not None:
-            _hide_from_save(self._attachment.model)
+            hide_from_save(self._attachment.model)
         return range(start, start + slot.num_rows)
 
     def prompt_ids(self, slot_index: int) -> range:
@@ -159,7 +161,8 @@ class SplicedEmbedding(nn.Module):
     def prompt_rows(self) -> Tensor:
         """All rows, [num_rows, width], in the embedding's dtype; kept between calls while nothing trains.
 
-        Without the cache a decoding step would run an LSTM provider anew for every token.
+        Without the cache a decoding step would run an LSTM provider anew for every token. A change of a parameter is
+        noticed by its version, which every operation on it raises, but one on its ``.data`` does not.
         """
         if self._call_rows is not None:
             return self._call_rows
@@ -258,7 +261,7 @@ def attach_prompts(
     model.set_input_embeddings(embedding)
     replaced = [(parent, name, child) for parent, name, child in places if parent._modules[name] is embedding]
     embedding._attachment = _Attachment(model, replaced)
-    _hide_from_save(model)
+    hide_from_save(model)
     return embedding
 
 
@@ -273,7 +276,7 @@ def detach_prompts(model: PreTrainedModel) -> nn.Module:
             child.weight = embedding.weight  # T5 ties three modules to one table
         parent._modules[name] = child
     embedding._attachment = None
-    _hide_from_save(model)
+    hide_from_save(model)
     return original
 
 
@@ -285,13 +288,14 @@ class _Attachment:
     replaced: list[tuple[nn.Module, str, nn.Module | None]]
 
 
-def _hide_from_save(model: PreTrainedModel) -> None:
-    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, and no others."""
+def hide_from_save(model: PreTrainedModel, hidden: bool = True) -> None:
+    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, or write them again."""
     part: Any
     for part in model.modules():
         if hasattr(part, "_keys_to_ignore_on_save"):
             kept = {key for key in part._keys_to_ignore_on_save or () if PROVIDERS_KEY not in key}
-            part._keys_to_ignore_on_save = kept | {key for key in part.state_dict() if PROVIDERS_KEY in key}
+            providers = {key for key in part.state_dict() if PROVIDERS_KEY in key}
+            part._keys_to_ignore_on_save = kept | providers if hidden else kept
 
 
 def _overlay(original: nn.Module, input_ids: Tensor, rows: Tensor, first_prompt_id: int) -> Tensor:

@@ -123,6 +123,14 @@ class UnknownArgumentError(RupromptError, TypeError):
     """A keyword argument is not known; the message names the nearest known ones."""
 
 
+class SettingError(RupromptError, ValueError):
+    """A setting has a value that cannot work, or one that is not supported."""
+
+
+class DetachedModelError(RupromptError, RuntimeError):
+    """A model that should carry prompts has had its input embedding replaced or restored."""
+
+
 class UnsupportedModelError(RupromptError, TypeError):
     """A model or tokenizer lacks something that this package needs."""
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
-from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
+from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
 from ruprompt_fast.engine.classify import classify
 from ruprompt_fast.engine.padded import PaddedGenerator
 from ruprompt_fast.engine.registry import PromptRegistry
 from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, merged_config, parallel
-from ruprompt_fast.errors import AlreadyAttachedError, UnsupportedModelError
-from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.engine.stopping import stop_ids
+from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, SettingError, UnsupportedModelError
+from ruprompt_fast.prompts import MultiPrompt, Prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +48,8 @@ class FastPromptModel:
                 "prompts are attached to this model already; call detach() of the Prompt, MultiPrompt or "
                 "FastPromptModel that holds it first."
             )
+        if max_batch_size < 1:
+            raise SettingError(f"max_batch_size must be at least 1; found {max_batch_size}.")
         self.model = model
         self.tokenizer = tokenizer
         model.eval()
@@ -61,7 +64,7 @@ class FastPromptModel:
     def from_pretrained(
         cls,
         model: PreTrainedModel | str | os.PathLike[str],
-        prompts: Mapping[str, PromptSource] | None = None,
+        prompts: Mapping[str, PromptSource] | MultiPrompt | None = None,
         tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
@@ -84,15 +87,20 @@ class FastPromptModel:
             PromptFileError, HubError, PromptMismatchError, NonFiniteRowsError: a prompt cannot be loaded. Nothing is
                 changed in a model object then.
         """
-        loaded = {name: _load_prompt(source) for name, source in (prompts or {}).items()}
-        network, tokens = _load_model(model, dtype, device), _load_tokenizer(model, tokenizer)
-        served = cls(network, tokens, max_batch_size=max_batch_size)
+        sources = prompts.prompts if isinstance(prompts, MultiPrompt) else prompts or {}
+        loaded = {name: _load_prompt(source) for name, source in sources.items()}
+        is_object = not isinstance(model, (str, os.PathLike))
+        network: Any = model if is_object else _load_model(model, dtype, device)
+        was_training = network.training
+        served = cls(network, _load_tokenizer(model, tokenizer), max_batch_size=max_batch_size)
         try:
             for name, prompt in loaded.items():
                 served.add_prompt(name, prompt)
         except Exception:
-            served.detach()
+            served.detach().train(was_training)
             raise
+        if is_object and (dtype is not None or device is not None):
+            network.to(device=device, dtype=_dtype(dtype))
         return served
 
     @property
@@ -146,12 +154,19 @@ class FastPromptModel:
             EmptyBatchError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
             UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError, EmptyInputError,
                 ContextLengthError: a request is wrong. Nothing is generated for the others then.
+            SettingError: a setting has a value that cannot work, or is one of those that are not supported.
+            DetachedModelError: the model has lost its prompts.
         """
         requests = self._encode(inputs, prompt)
         configs: list[GenerationConfig | None] = parallel(generation_config, len(requests), "generation_config")
         merged = {
             id(config): merged_config(config, self.model.generation_config, generation_kwargs) for config in configs
         }
+        for key, config in merged.items():
+            if "eos_token_id" in generation_kwargs:
+                config.eos_token_id = generation_kwargs["eos_token_id"]
+            elif key == id(None) or config.eos_token_id == self.model.generation_config.eos_token_id:
+                config.eos_token_id = stop_ids(config, self.tokenizer)
         return self._runner.generate(requests, [merged[id(config)] for config in configs])
 
     def classify(
@@ -176,9 +191,8 @@ class FastPromptModel:
 
     def detach(self) -> PreTrainedModel:
         """Give the model back with its own input embedding; this object cannot be used afterwards."""
-        from ruprompt_fast.embedding import detach_prompts
-
-        detach_prompts(self.model)
+        if self.model.get_input_embeddings() is self._embedding:
+            detach_prompts(self.model)
         return self.model
 
     def _encode(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
@@ -189,17 +203,18 @@ class FastPromptModel:
 
 
 def _load_prompt(source: PromptSource) -> Prompt:
-    return source if isinstance(source, Prompt) else Prompt.from_pretrained(source)
+    if isinstance(source, Prompt):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise PromptInitError(f"expected a Prompt, a folder or a hub id; found {type(source).__name__}.")
+    return Prompt.from_pretrained(source)
 
 
 def _load_model(
-    model: PreTrainedModel | str | os.PathLike[str],
+    model: Any,
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
 ) -> PreTrainedModel:
-    if not isinstance(model, (str, os.PathLike)):
-        moved: Any = model
-        return cast("PreTrainedModel", moved.to(device=device, dtype=dtype) if device or dtype else moved)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     target = torch.device(device) if device is not None else _default_device()
@@ -210,6 +225,16 @@ def _load_model(
     factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     network: Any = factory.from_pretrained(model, dtype=dtype)
     return cast("PreTrainedModel", network.to(target).requires_grad_(False))
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by object or name; a model object's own for ``auto``."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return None if isinstance(dtype, str) else dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise SettingError(f"unknown dtype {dtype!r}; expected a name such as 'float32' or 'bfloat16'.")
+    return found
 
 
 def _default_device() -> torch.device:

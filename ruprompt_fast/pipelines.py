@@ -15,6 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.text_generation import TextGenerationPipeline
 
 from ruprompt_fast.engine.context import check_fits, context_length
+from ruprompt_fast.engine.requests import merged_config
+from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.prompts import Prompt
 
@@ -40,7 +42,7 @@ class PromptPipeline(TextGenerationPipeline):
         cast(Any, self.model).to(self.device)
         # One token at least, as ruPrompts gives: it knew no end of text but id 0, which it decoded like any other.
         defaults = {
-            "eos_token_id": self._stop_ids(),
+            "eos_token_id": stop_ids(self.model.generation_config, cast(Any, self.tokenizer)),
             "suppress_tokens": self._marker_ids() or None,
             "min_new_tokens": 1,
         }
@@ -58,22 +60,18 @@ class PromptPipeline(TextGenerationPipeline):
         return super().__call__(inputs, **kwargs)
 
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> Any:
-        if not {"max_new_tokens", "max_length", "generation_config"} & set(generate_kwargs):
-            input_len, limit = model_inputs["input_ids"].shape[1], context_length(self.model.config)
+        if self.model.get_input_embeddings() is not self.prompt.ctx.embedding:  # another prompt has the model now
+            self.prompt.attach(self.model, cast(Any, self.tokenizer))
+        input_len = model_inputs["input_ids"].shape[1]
+        settings = merged_config(generate_kwargs.get("generation_config"), self.model.generation_config, {})
+        asked = generate_kwargs.get("max_new_tokens") or settings.max_new_tokens
+        if asked is None and generate_kwargs.get("max_length") is None and settings.max_length is None:
+            limit = context_length(self.model.config)
             check_fits(self.model.config, input_len, 1, index=0)
             room = self._default_new_tokens if limit is None else limit - input_len
-            generate_kwargs["max_new_tokens"] = min(self._default_new_tokens, room)
+            generate_kwargs["max_new_tokens"] = asked = min(self._default_new_tokens, room)
+        check_fits(self.model.config, input_len, asked or 1, index=0)
         return super()._forward(model_inputs, **generate_kwargs)
-
-    def _stop_ids(self) -> list[int] | None:
-        """The model's and the tokenizer's end of text, and id 0 where it is special, as ruGPT-3's ``<pad>`` is."""
-        configured = self.model.generation_config.eos_token_id
-        stops = set(configured) if isinstance(configured, list) else {configured}
-        tokenizer = cast(Any, self.tokenizer)
-        stops.add(tokenizer.eos_token_id)
-        if 0 in tokenizer.all_special_ids:
-            stops.add(0)
-        return sorted(stops - {None}) or None
 
     def _marker_ids(self) -> list[int]:
         vocab_size = self.model.config.get_text_config().vocab_size
@@ -101,7 +99,7 @@ class TextGenerationWithPromptPipeline(PromptPipeline):
         if self.prompt.format.fields:
             encoded = super().preprocess(self.prompt(**fields), **kwargs)
         else:
-            encoded = super().preprocess(shown, **{**kwargs, "prefix": self.prompt()})
+            encoded = super().preprocess(shown, **{**kwargs, "prefix": self.prompt() + kwargs.get("prefix", "")})
         encoded["prompt_text"] = shown
         return encoded
 

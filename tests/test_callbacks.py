@@ -74,25 +74,28 @@ def test_only_the_prompt_trains(tmp_path: Path, provider: type) -> None:
     assert torch.equal(saved.rows(), prompt.rows())
 
 
-def test_reduced_checkpoints_resume_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], [ReduceCheckpoint()]], ids=["whole", "reduced"])
+def test_checkpoints_resume_exactly(tmp_path: Path, more: list[Any]) -> None:
     whole = Prompt(PromptFormat("<P*4>{text}"), TensorPromptProvider(init="random", seed=1))
-    train(tmp_path / "whole", whole, [ReduceCheckpoint()])
-    stopped = Prompt(PromptFormat("<P*4>{text}"), TensorPromptProvider(init="random", seed=1))
-    train(tmp_path / "parts", stopped, [ReduceCheckpoint()], max_steps=4, lr_scheduler_type="constant")
+    trainer, _ = train(tmp_path / "whole", whole, more)
     weights = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
-    assert len(weights) == 1
+    assert any("prompt_provider" in name for name in weights)
+    assert (len(weights) == 1) == bool(more)
+    trainer.model.save_pretrained(tmp_path / "base")
+    assert not any("prompt" in name for name in load_file(tmp_path / "base" / "model.safetensors"))
     resumed = Prompt(PromptFormat("<P*4>{text}"), TensorPromptProvider(init="random", seed=2))
     (tmp_path / "whole" / "checkpoint-8").rename(tmp_path / "final")
-    train(tmp_path / "whole", resumed, [ReduceCheckpoint()], resume=True)
+    train(tmp_path / "whole", resumed, more, resume=True)
     assert torch.equal(resumed.rows(), whole.rows())
 
 
-def test_best_checkpoint_is_reloaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], [ReduceCheckpoint()]], ids=["whole", "reduced"])
+def test_best_checkpoint_is_reloaded(tmp_path: Path, more: list[Any]) -> None:
     prompt = Prompt(PromptFormat("<P*4>{text}"), TensorPromptProvider(init="random", seed=1))
     trainer, _ = train(
         tmp_path,
         prompt,
-        [ReduceCheckpoint()],
+        more,
         eval_strategy="steps",
         eval_steps=4,
         load_best_model_at_end=True,
@@ -102,7 +105,7 @@ def test_best_checkpoint_is_reloaded(tmp_path: Path) -> None:
     )
     best = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
-    assert torch.equal(prompt.rows(), next(iter(best.values())))
+    assert torch.equal(prompt.rows(), next(value for name, value in best.items() if "prompt_provider" in name))
 
 
 def test_multi_prompt_is_saved_by_key(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_batches_of_padded_requests(model: PreTrainedModel, tokenizer: PreTraine
     assert found == [expected(prompt, text, tokenizer) for text in texts]
 
 
+def test_two_pipelines_over_one_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = [make_prompt("<P*3>{text}", model, tokenizer, seed=seed) for seed in (5, 6)]
+    pipes = [
+        Text2TextGenerationWithPromptPipeline(prompt=prompt, model=model, tokenizer=tokenizer) for prompt in prompts
+    ]
+    for _ in range(2):
+        for pipe, prompt in zip(pipes, prompts, strict=True):
+            assert pipe("привет", **GREEDY)[0]["generated_text"] == expected(prompt, "привет", tokenizer)
+
+
 def test_several_fields(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = make_prompt("<P*2>{context}<P>{question}<P>", model, tokenizer, seed=2)
     pipe = Text2TextGenerationWithPromptPipeline(prompt=prompt, model=model, tokenizer=tokenizer)
@@ -84,6 +94,8 @@ def test_defaults_stay_inside_the_context(model: PreTrainedModel, tokenizer: Pre
     assert pipe("а" * 100)[0]["generated_text"]
     with pytest.raises(ContextLengthError):
         pipe("а" * 130)
+    with pytest.raises(ContextLengthError):
+        pipe("а" * 100, max_new_tokens=50)
 
 
 def test_prompt_from_a_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ AUTHOR = "Gogol"
 STYLE_TEMPLATE = "<s><P*20>"
 KIND_TEMPLATE = "<s><P*10>{text}<P*10>"
 LEARNING_RATE = 0.02
-BATCH_SIZE = 32
-PIECE_CHARS = (120, 400)
+BATCH_SIZE = 16
+PIECE_CHARS = (120, 320)
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,19 @@ class Texts:
 
 
 def cut(works: list[Work], held_out: bool) -> list[str]:
-    """Pieces of the works that are held out, or of those that are not; one line of many goes into the middle."""
+    """Pieces of the works that are held out, or of those that are not."""
     chosen = [work for work in works if work.held_out == held_out]
     low, high = PIECE_CHARS
-    return [text[: 2 * high] for text in pieces(chosen, random.Random(0), min_chars=low, max_chars=high)]
+    return [trim(text, high) for text in pieces(chosen, random.Random(0), min_chars=low, max_chars=high)]
+
+
+def trim(text: str, max_chars: int) -> str:
+    """The sentences (or lines of verse) that fit: a prose paragraph is often longer than a piece should be."""
+    if len(text) <= max_chars:
+        return text
+    start = text[:max_chars]
+    end = max(start.rfind(mark) for mark in ".!?…\n")
+    return start[: end + 1].rstrip() if end > 0 else start
 
 
 def styles(literature: Path, proverbs: Path) -> dict[str, Texts]:
@@ -166,7 +175,7 @@ def main() -> None:
     parser.add_argument("--proverbs", type=Path, required=True, help="proverbs, one per line")
     parser.add_argument("--model", type=Path, required=True, help="folder of the pretrained model")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets one folder per prompt")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -187,6 +196,7 @@ def main() -> None:
     model.eval()
     figures = {
         "steps": arguments.steps,
+        "learning_rate": LEARNING_RATE,
         "seconds": seconds,
         "nats_per_token": matrix(model, tokenizer, prompts, data),
         "kind": accuracy(arguments.model, prompts["kind"], labelled(arguments.literature, held_out=True, size=600)),

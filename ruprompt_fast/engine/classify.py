@@ -23,7 +23,7 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         LabelError: fewer than two labels, an empty one, or two that read the same.
     """
-    if isinstance(labels, str) or len(labels) < 2:
+    if isinstance(labels, str) or len(labels) < 2 or not all(isinstance(label, str) for label in labels):
         raise LabelError(f"classification needs a list of at least two labels; found {labels!r}.")
     ids: list[list[int]] = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
     if not all(ids):
@@ -51,7 +51,7 @@ def classify(
     """
     label_ids = encode_labels(labels, tokenizer)
     for index, request in enumerate(requests):
-        check_fits(config, len(request.input_ids), max(map(len, label_ids)), index)
+        check_fits(config, len(request.input_ids), max(map(len, label_ids)) - 1, index)
     scores = torch.zeros((len(requests), len(labels)))
     for prefix in dict.fromkeys(tuple(ids[:-1]) for ids in label_ids):
         logprobs = runner.continuation_logits(requests, prefix).log_softmax(-1).cpu()

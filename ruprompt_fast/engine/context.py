@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ruprompt_fast.errors import ContextLengthError
+from ruprompt_fast.errors import ContextLengthError, SettingError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
@@ -25,7 +25,7 @@ class NewTokens:
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions that the model has, or None where they are unbounded (T5)."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and not config.is_encoder_decoder else None
+    return length if isinstance(length, int) else None
 
 
 def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: GenerationConfig, index: int) -> NewTokens:
@@ -33,6 +33,7 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
 
     Raises:
         ContextLengthError: input and new tokens together exceed the context, or ``max_length`` leaves no new token.
+        SettingError: ``max_new_tokens`` is less than 1.
     """
     input_len = 1 if model_config.is_encoder_decoder else len(input_ids)
     if config.max_new_tokens is not None:
@@ -42,11 +43,15 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
     else:
         most = DEFAULT_NEW_TOKENS
     least = config.min_new_tokens if config.min_new_tokens is not None else (config.min_length or 0) - input_len
+    if config.max_new_tokens is not None and most < 1:
+        raise SettingError(f"max_new_tokens must be at least 1; found {most}.")
     if most < 1:
         raise ContextLengthError(
             f"input {index} has {input_len} tokens, prompt rows included; max_length={config.max_length} leaves none "
             "to generate. Raise max_length, or give max_new_tokens."
         )
+    if model_config.is_encoder_decoder:
+        check_fits(model_config, len(input_ids), 0, index)
     check_fits(model_config, input_len, most, index)
     return NewTokens(max(0, least), most)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class PromptRegistry(Mapping[str, Prompt]):
         self._model_name = model_name
         self._device = device
         self._dtype = dtype
+        self._lock = threading.Lock()
+        # Replaced whole, never changed: readers need no lock.
         self._loaded: dict[str, LoadedPrompt] = {}
 
     def add(self, name: str, prompt: Prompt) -> None:
@@ -52,8 +55,9 @@ class PromptRegistry(Mapping[str, Prompt]):
         Raises:
             PromptMismatchError: the prompt was made for another width or model.
             NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
+            NotInitializedError: it has no rows yet.
         """
-        rows = prompt.rows()
+        rows = _rows_in_evaluation_mode(prompt)
         self._check(name, prompt, rows)
         converted = rows.to(device=self._device, dtype=self._dtype)
         if not bool(torch.isfinite(converted).all()):
@@ -61,7 +65,9 @@ class PromptRegistry(Mapping[str, Prompt]):
                 f"prompt {name!r} has rows that are not finite in {self._dtype}; expected numbers only. "
                 "Train it again, or load the model in a wider dtype."
             )
-        self._loaded = {**self._loaded, name: LoadedPrompt(name, prompt, _serving_format(prompt.format), converted)}
+        entry = LoadedPrompt(name, prompt, _serving_format(prompt.format), converted)
+        with self._lock:
+            self._loaded = {**self._loaded, name: entry}
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -69,8 +75,9 @@ class PromptRegistry(Mapping[str, Prompt]):
         Raises:
             UnknownPromptError: no prompt has that name.
         """
-        self.loaded(name)
-        self._loaded = {key: value for key, value in self._loaded.items() if key != name}
+        with self._lock:
+            self.loaded(name)
+            self._loaded = {key: value for key, value in self._loaded.items() if key != name}
 
     def loaded(self, name: str) -> LoadedPrompt:
         """The entry of that name.
@@ -97,16 +104,18 @@ class PromptRegistry(Mapping[str, Prompt]):
         return len(self._loaded)
 
     def _check(self, name: str, prompt: Prompt, rows: Tensor) -> None:
-        if rows.ndim != 2 or rows.shape[1] != self._width:
+        needed = [prompt.format.prompt_length, self._width]
+        if list(rows.shape) != needed:
             raise PromptMismatchError(
-                f"prompt {name!r} has rows of shape {list(rows.shape)}; this model needs width {self._width}. "
-                f"It was made for {prompt.config.pretrained_model_name or 'another model'}."
+                f"prompt {name!r} has rows {list(rows.shape)}; its template and this model's width {self._width} need "
+                f"{needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
             )
         ours, theirs = _hub_name(self._model_name), _hub_name(prompt.config.pretrained_model_name)
         if ours and theirs and ours != theirs:
             raise PromptMismatchError(
                 f"prompt {name!r} was trained on {prompt.config.pretrained_model_name}; "
-                f"this model is {self._model_name}. Load that model, or a prompt made for this one."
+                f"this model is {self._model_name}. Load that model, or a prompt made for this one; if they are the "
+                "same model, set prompt.config.pretrained_model_name = None."
             )
 
 
@@ -125,6 +134,16 @@ def check_fields(fields: Mapping[str, str], names: tuple[str, ...], prompt: str 
     extra = [name for name in fields if name not in names]
     if extra:
         raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {', '.join(extra)}. Remove them.")
+
+
+def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
+    """The rows without the noise of a provider that trains, such as dropout; the provider's mode is kept."""
+    was_training = prompt.provider.training
+    prompt.provider.eval()
+    try:
+        return prompt.rows()
+    finally:
+        prompt.provider.train(was_training)
 
 
 def _serving_format(format: PromptFormat) -> PromptFormat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,11 +14,31 @@ from ruprompt_fast.errors import (
     EmptyBatchError,
     EmptyInputError,
     FieldTypeError,
+    SettingError,
     UnknownArgumentError,
 )
+from ruprompt_fast.prompts import PromptFormat
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+# Settings that need another call of transformers' generate, code from the hub, or a place in GenerationOutput.
+_UNSUPPORTED = (
+    "assistant_early_exit",
+    "constraints",
+    "diversity_penalty",
+    "dola_layers",
+    "force_words_ids",
+    "num_beam_groups",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "penalty_alpha",
+    "token_healing",
+)
+
+PLAIN_TEXT = PromptFormat("{text}", compiled_template="{text}")
+"""How a request without a prompt is read: markers in it are text like any other."""
 
 Input: TypeAlias = str | Mapping[str, str]
 """A request's fields; a string is the field ``text``."""
@@ -44,6 +64,8 @@ def as_batch(inputs: Input | Sequence[Input]) -> list[Input]:
         EmptyBatchError: there are none.
         FieldTypeError: an input is neither a string nor a dict of fields.
     """
+    if not isinstance(inputs, (str, Mapping, Iterable)):
+        raise FieldTypeError(f"inputs must be strings or dicts of fields; found {type(inputs).__name__}.")
     batch = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
     if not batch:
         raise EmptyBatchError("the batch is empty; give at least one input.")
@@ -81,22 +103,30 @@ def encode_requests(
         UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError: the request is wrong; see their texts.
         EmptyInputError: nothing is left to read: no text, no prompt and no beginning-of-text token.
     """
-    requests = []
-    for index, (item, name) in enumerate(zip(inputs, prompts, strict=True)):
-        fields = {"text": item} if isinstance(item, str) else dict(item)
-        entry = None if name is None else registry.loaded(name)
-        check_fields(fields, ("text",) if entry is None else entry.format.fields, name)
-        if entry is None:
-            ids = _encode_text(fields["text"], tokenizer)
-        else:
-            ids = entry.format.encode(fields, tokenizer, first_row_id=first_row_id).input_ids
-        if not ids:
+    batch = [{"text": item} if isinstance(item, str) else dict(item) for item in inputs]
+    # Each name is looked up once: a prompt may be replaced meanwhile.
+    loaded = {name: None if name is None else registry.loaded(name) for name in dict.fromkeys(prompts)}
+    groups: dict[str | None, list[int]] = {}
+    for index, (fields, name) in enumerate(zip(batch, prompts, strict=True)):
+        entry = loaded[name]
+        check_fields(fields, PLAIN_TEXT.fields if entry is None else entry.format.fields, name)
+        groups.setdefault(name, []).append(index)
+    encoded: list[list[int]] = [[] for _ in batch]
+    for name, indices in groups.items():
+        entry = loaded[name]
+        format = PLAIN_TEXT if entry is None else entry.format
+        group = format.encode_batch([batch[index] for index in indices], tokenizer, first_row_id=first_row_id)
+        for index, item in zip(indices, group, strict=True):
+            encoded[index] = item.input_ids
+    for index, input_ids in enumerate(encoded):
+        if not input_ids and tokenizer.bos_token_id is not None:
+            encoded[index] = [tokenizer.bos_token_id]
+        elif not input_ids:
             raise EmptyInputError(
                 f"input {index} is empty and has no prompt; give it text or a prompt, "
                 "or use a tokenizer with a beginning-of-text token."
             )
-        requests.append(Request(ids, entry))
-    return requests
+    return [Request(input_ids, loaded[name]) for input_ids, name in zip(encoded, prompts, strict=True)]
 
 
 def merged_config(
@@ -106,25 +136,27 @@ def merged_config(
 
     Raises:
         UnknownArgumentError: a keyword is not a field of ``GenerationConfig``.
+        SettingError: ``config`` is something else, or asks for what the padded path cannot do.
     """
     from transformers import GenerationConfig
 
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise SettingError(f"generation_config must be transformers' GenerationConfig; found {type(config).__name__}.")
     merged = copy.deepcopy(config) if config is not None else GenerationConfig()
-    known = set(vars(merged))
+    merged.return_dict_in_generate = True
+    known = {name for name in vars(merged) if not name.startswith("_")}
     for name in arguments:
-        if name not in known or name.startswith("_"):
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ". Use the names of transformers' GenerationConfig."
             raise UnknownArgumentError(f"unknown generation argument {name!r}{hint}")
-    merged.update(**arguments)
+    try:
+        merged.update(**arguments)
+    except ValueError as error:
+        raise SettingError(f"a generation setting cannot work: {error}") from error
     merged.update(**defaults.to_dict(), defaults_only=True)
+    for name in _UNSUPPORTED:
+        value = getattr(merged, name, None)
+        if value and not (name == "num_beam_groups" and value == 1):
+            raise SettingError(f"the generation setting {name}={value!r} is not supported; leave it out.")
     return merged
-
-
-def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if not isinstance(text, str):
-        raise FieldTypeError(f"the field text must be a string; found {type(text).__name__}.")
-    ids: list[int] = tokenizer(text)["input_ids"]
-    if not ids and tokenizer.bos_token_id is not None:
-        return [tokenizer.bos_token_id]
-    return ids

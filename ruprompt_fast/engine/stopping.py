@@ -10,9 +10,23 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 _MAX_UTF8_BYTES = 4
+
+
+def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Ids that end a text where the caller names none: the model's and the tokenizer's end of text, and padding.
+
+    Prompts are trained to end with the tokenizer's end of text, which need not be the model's; ruGPT-3's published ones
+    end with ``<pad>``, id 0.
+    """
+    configured = config.eos_token_id
+    stops = set(configured) if isinstance(configured, (list, tuple)) else {configured}
+    stops |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if tokenizer.convert_ids_to_tokens(0) == "<pad>":
+        stops.add(0)
+    return sorted(stop for stop in stops if stop is not None) or None
 
 
 class StopStrings(StoppingCriteria):

@@ -110,6 +110,24 @@ def test_a_compiled_model_trains_and_answers_alike(family: str) -> None:
     assert torch.allclose(provider.weights.grad, expected, atol=1e-6)
 
 
+class Noisy(nn.Module):
+    """Rows with dropout while it trains."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(rows, width))
+
+    def forward(self) -> Tensor:
+        return nn.functional.dropout(self.weights, 0.9, self.training)
+
+
+def test_providers_follow_the_models_mode() -> None:
+    model = tiny_model("gpt2")
+    provider = Noisy(3, 32).train()
+    embedding = attach_prompts(model, [PromptSlot(provider, 3, marker_id=59)])
+    assert torch.equal(embedding(torch.tensor([[59, 59, 59]]))[0], provider.weights)
+
+
 def test_attaching_again_replaces_the_prompts() -> None:
     model = tiny_model("llama")
     original = model.get_input_embeddings()

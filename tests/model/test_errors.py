@@ -10,7 +10,7 @@ from model_cases import make_prompt
 from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ruprompt_fast import FastPromptModel, Prompt, errors
+from ruprompt_fast import FastPromptModel, MultiPrompt, Prompt, PromptFormat, TensorPromptProvider, errors
 
 
 @pytest.fixture
@@ -115,6 +115,58 @@ def test_a_failed_load_leaves_the_model_alone(
     assert base.get_input_embeddings() is original
 
 
+def test_rows_must_fit_the_template(served: FastPromptModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = torch.zeros(3, 32)
+    prompt = Prompt(PromptFormat("<P*7>{text}", tokenizer=tokenizer), TensorPromptProvider.from_pretrained(rows))
+    with pytest.raises(errors.PromptMismatchError, match=r"\[7, 32\]"):
+        served.add_prompt("seven", prompt)
+
+
+def test_a_model_that_lost_its_prompts(
+    base: PreTrainedModel, served: FastPromptModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    make_prompt("<P*3>{text}", base, tokenizer, seed=9).attach(base, tokenizer)
+    with pytest.raises(errors.DetachedModelError):
+        served.generate("а", prompt="short")
+    with pytest.raises(errors.DetachedModelError):
+        served.classify("а", prompt="short", labels=["да", "нет"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_beam_groups": 2, "num_beams": 2},
+        {"penalty_alpha": 0.6},
+        {"output_hidden_states": True},
+        {"assistant_early_exit": 1},
+        {"max_new_tokens": 0},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_cannot_work_are_named(served: FastPromptModel, setting: dict[str, object]) -> None:
+    with pytest.raises(errors.SettingError, match=next(iter(setting))):
+        served.generate("а", prompt="short", **setting)
+    assert served.generate("а", prompt="short", max_new_tokens=1)
+
+
+def test_arguments_of_other_types(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(errors.SettingError, match="max_batch_size"):
+        FastPromptModel.from_pretrained(base, tokenizer=tokenizer, max_batch_size=0)
+    served = FastPromptModel.from_pretrained(base, tokenizer=tokenizer)
+    with pytest.raises(errors.PromptInitError, match="int"):
+        served.add_prompt("five", 5)
+    with pytest.raises(errors.FieldTypeError):
+        served.generate(None)
+    with pytest.raises(errors.SettingError, match="dict"):
+        served.generate("а", generation_config={"max_new_tokens": 3})
+
+
+def test_a_multi_prompt_is_a_source_of_prompts(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = MultiPrompt({"one": make_prompt("<P*3>{text}", base, tokenizer, seed=9)})
+    served = FastPromptModel.from_pretrained(base, prompts=prompts, tokenizer=tokenizer)
+    assert list(served.prompts) == ["one"]
+
+
 def test_a_patched_model_is_refused(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     make_prompt("<P*3>{text}", base, tokenizer, seed=9).attach(base, tokenizer)
     with pytest.raises(errors.AlreadyAttachedError, match="detach"):
@@ -132,6 +184,7 @@ def test_labels(served: FastPromptModel) -> None:
             served.classify("а", prompt="short", labels=labels)
     with pytest.raises(errors.ContextLengthError):
         served.classify("а" * (CONTEXT - 4), prompt="short", labels=["да", "нет"])
+    assert served.classify("а" * (CONTEXT - 3), prompt="short", labels=["д", "н"])
 
 
 def test_removed_and_replaced_prompts(served: FastPromptModel, prompts: dict[str, Prompt]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from tiny_models import VOCAB
+from tiny_models import VOCAB, tiny_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ruprompt_fast import FastPromptModel, GenerationOutput, Prompt
 from ruprompt_fast.embedding import detach_prompts, original_embedding
+from ruprompt_fast.errors import SettingError
 
 REQUESTS = [
     ("привет, как дела", "short"),
@@ -29,7 +32,9 @@ SETTINGS = {
     "no_repeat_ngram": {"no_repeat_ngram_size": 2, "max_new_tokens": 20},
     "encoder_penalties": {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2},
     "bad_words": {"bad_words_ids": [[20, 21], [9]]},
-    "sequence_bias": {"sequence_bias": [[[10], -50.0], [[11, 12], 4.0]]},
+    "sequence_bias": {"sequence_bias": {(10,): -50.0, (11, 12): 4.0}},
+    "guidance": {"guidance_scale": 1.5, "repetition_penalty": 1.3},
+    "prompt_lookup": {"prompt_lookup_num_tokens": 2},
     "beams": {"num_beams": 4},
     "beam_options": {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True, "repetition_penalty": 1.3},
     "many_beams_kept": {"num_beams": 4, "num_return_sequences": 4},
@@ -49,6 +54,10 @@ def texts(outputs: list[GenerationOutput]) -> list[tuple[list[int], str]]:
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_each_request_equals_the_same_request_alone(served: FastPromptModel, name: str) -> None:
     settings = {"max_new_tokens": 8, "do_sample": False, **SETTINGS[name]}
+    if name == "guidance" and served.model.config.is_encoder_decoder:
+        with pytest.raises(SettingError, match="decoder-only"):
+            served.generate(INPUTS, prompt=NAMES, **settings)
+        return
     together = served.generate(INPUTS, prompt=NAMES, **settings)
     per_request = settings.get("num_return_sequences", 1)
     assert len(together) == len(REQUESTS) * per_request
@@ -158,6 +167,56 @@ def test_logprobs_are_the_models(served: FastPromptModel) -> None:
         alone = served.generate(item, prompt=name, max_new_tokens=4, output_scores=True, do_sample=False)[0]
         assert output.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
         assert all(value <= 0 for value in output.logprobs)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_logprobs_where_scores_have_columns_for_rows(served: FastPromptModel, beams: int) -> None:
+    settings = {"max_new_tokens": 4, "output_scores": True, "repetition_penalty": 1.3, "num_beams": beams}
+    together = served.generate(INPUTS, prompt=NAMES, num_return_sequences=beams, **settings)
+    for index, (item, name) in enumerate(REQUESTS):
+        alone = served.generate(item, prompt=name, num_return_sequences=beams, **settings)
+        for found, expected in zip(together[index * beams : (index + 1) * beams], alone, strict=True):
+            assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_markers_are_plain_text(base: PreTrainedModel, prompts: dict[str, Prompt]) -> None:
+    """A tokenizer that knows a marker does not let a request's text be taken for one."""
+    marked = tiny_tokenizer()
+    marked.add_tokens(["<|P|>"])
+    plain = FastPromptModel.from_pretrained(base, prompts=prompts, tokenizer=tiny_tokenizer())
+    expected = plain.generate(["а<|P|>б"] * 2, [None, "short"], max_new_tokens=6)
+    plain.detach()
+    served = FastPromptModel.from_pretrained(base, prompts=prompts, tokenizer=marked)
+    assert texts(served.generate(["а<|P|>б"] * 2, [None, "short"], max_new_tokens=6)) == texts(expected)
+
+
+def test_padding_token_without_a_row(base: PreTrainedModel, prompts: dict[str, Prompt]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"[{index}]" for index in range(VOCAB - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == VOCAB
+    base.generation_config.pad_token_id = None
+    served = FastPromptModel.from_pretrained(base, prompts=prompts, tokenizer=tokenizer)
+    first = served.generate(INPUTS[0], prompt=NAMES[0], max_new_tokens=2, eos_token_id=None)[0].token_ids[0]
+    outputs = served.generate(INPUTS, prompt=NAMES, max_new_tokens=6, eos_token_id=[first])
+    assert outputs[0].token_ids == [first]
+
+
+def test_the_model_may_be_converted_while_it_serves(served: FastPromptModel) -> None:
+    served.model.to(torch.bfloat16)
+    assert served.generate(INPUTS, prompt=NAMES, max_new_tokens=3)
+
+
+def test_many_threads(served: FastPromptModel, prompts: dict[str, Prompt]) -> None:
+    expected = texts(served.generate(INPUTS, prompt=NAMES, max_new_tokens=4))
+
+    def work(index: int) -> list[tuple[list[int], str]]:
+        served.add_prompt(f"extra {index}", prompts["bare"])
+        return texts(served.generate(INPUTS, prompt=NAMES, max_new_tokens=4))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == expected for found in pool.map(work, range(12)))
+    assert len(served.prompts) == len(prompts) + 12
 
 
 def test_the_model_still_works_as_itself(base: PreTrainedModel, served: FastPromptModel) -> None:
