@@ -1,0 +1,16 @@
+"""ruPrompts' module of this name: prompts."""
+
+from ruprompt_fast.prompts.config import PromptConfig
+from ruprompt_fast.prompts.context import PromptContext
+from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME
+from ruprompt_fast.prompts.multi import MultiPrompt
+from ruprompt_fast.prompts.prompt import Prompt
+
+__all__ = [
+    "PROMPT_FILE_NAME",
+    "PROMPT_PROVIDER_FILE_NAME",
+    "MultiPrompt",
+    "Prompt",
+    "PromptConfig",
+    "PromptContext",
+]

@@ -1,0 +1,12 @@
+"""ruPrompts' module of this name: providers."""
+
+from ruprompt_fast.prompts.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
+from ruprompt_fast.prompts.reparametrized import LSTMPromptProvider, MLPPromptProvider
+
+__all__ = [
+    "BasePromptProvider",
+    "LSTMPromptProvider",
+    "MLPPromptProvider",
+    "ModulePromptProvider",
+    "TensorPromptProvider",
+]

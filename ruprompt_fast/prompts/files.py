@@ -1,0 +1,167 @@
+"""A prompt's folder: ruPrompts' files, ours, or a PEFT adapter.
+
+``prompt.json`` holds the format and the config, ``prompt_provider.safetensors`` the rows under ``prompt_embeddings``.
+ruPrompts wrote ``prompt_provider.bin`` in its place, ``torch.save`` of the bare tensor. A folder is read completely and
+checked before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ruprompt_fast.errors import PromptFileError, TemplateError
+from ruprompt_fast.prompts.config import PromptConfig
+from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.layout import RowsFromText
+from ruprompt_fast.prompts.template import compile_parts, marker_for_key, parse_template
+from ruprompt_fast.prompts.tensor_files import (
+    ROWS_KEY,
+    checked_rows,
+    read_safetensors,
+    read_torch,
+    write_atomically,
+    write_rows,
+)
+
+PROMPT_FILE_NAME = "prompt.json"
+PROMPT_PROVIDER_FILE_NAME = "prompt_provider.bin"
+PROMPT_SAFETENSORS_FILE_NAME = "prompt_provider.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredPrompt:
+    """What a folder holds.
+
+    Attributes:
+        format: the format, initialized.
+        config: the config.
+        rows: the rows, [rows, width], on the CPU.
+    """
+
+    format: PromptFormat
+    config: PromptConfig
+    rows: Tensor
+
+
+def read_prompt(folder: Path) -> StoredPrompt:
+    """Read ``prompt.json`` and the rows beside it, the safetensors file if there are both.
+
+    Raises:
+        PromptFileError: a file is missing, malformed, or does not belong to the other.
+        UnsafeFileError: the rows are not plain dense numbers.
+        NonFiniteRowsError: they contain NaN or infinity.
+    """
+    path = folder / PROMPT_FILE_NAME
+    content = read_json(path)
+    format = _read_format(content, path)
+    config = _read_config(content, path)
+    safe, unsafe = folder / PROMPT_SAFETENSORS_FILE_NAME, folder / PROMPT_PROVIDER_FILE_NAME
+    if config.prompt_length not in (None, format.prompt_length):
+        raise PromptFileError(
+            f"{path}: expected a prompt_length of {format.prompt_length}, the number of markers in compiled_template; "
+            f"found {config.prompt_length}. The file was edited by hand: save the prompt again."
+        )
+    if safe.is_file():
+        tensors = read_safetensors(safe)
+        if set(tensors) != {ROWS_KEY}:
+            raise PromptFileError(f"{safe}: expected one tensor named {ROWS_KEY!r}; found {sorted(tensors)}.")
+        rows = checked_rows(tensors[ROWS_KEY], safe, format.prompt_length, config.embedding_dim)
+    elif unsafe.is_file():
+        rows = checked_rows(read_torch(unsafe), unsafe, format.prompt_length, config.embedding_dim)
+    else:
+        raise PromptFileError(
+            f"{folder}: expected {safe.name} or {unsafe.name} beside {path.name}; found neither. "
+            "Copy the whole folder of the prompt."
+        )
+    return StoredPrompt(format, config, rows)
+
+
+def write_prompt(folder: Path, content: Mapping[str, Any], rows: Tensor, save_bin: bool = False) -> None:
+    """Write a prompt's files; each appears complete or not at all.
+
+    Args:
+        folder: where to; created if it does not exist.
+        content: what ``prompt.json`` holds.
+        rows: the rows, [rows, width].
+        save_bin: whether to write ``prompt_provider.bin`` too, for ruPrompts. One that is there already is written
+            anew in any case: left alone it would belong to another prompt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2) + "\n"
+    write_rows(rows, folder / PROMPT_SAFETENSORS_FILE_NAME)
+    if save_bin or (folder / PROMPT_PROVIDER_FILE_NAME).exists():
+        write_rows(rows, folder / PROMPT_PROVIDER_FILE_NAME)
+    write_atomically(folder / PROMPT_FILE_NAME, lambda file: _write_text(file, text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        PromptFileError: the file is missing, is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PromptFileError(f"{path}: expected a JSON file; {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptFileError(f"{path}: expected JSON; found something else ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise PromptFileError(f"{path}: expected a JSON object; found {type(content).__name__}.")
+    return content
+
+
+def _read_format(content: Mapping[str, Any], path: Path) -> PromptFormat:
+    stored = content.get("format")
+    if not isinstance(stored, dict) or not isinstance(stored.get("template"), str):
+        raise PromptFileError(f'{path}: expected {{"format": {{"template": ..., "compiled_template": ...}}}}.')
+    unknown = sorted(stored.keys() - {"template", "compiled_template"})
+    compiled = stored.get("compiled_template")
+    if unknown or not isinstance(compiled, str | None):
+        raise PromptFileError(
+            f"{path}: expected the strings template and compiled_template in format; found also {unknown}, and "
+            f"{type(compiled).__name__} as compiled_template. A newer version may have written it: update this package."
+        )
+    try:
+        format = PromptFormat(stored["template"], compiled or _compile(stored["template"], path))
+    except TemplateError as error:
+        raise PromptFileError(f"{path}: {error}") from error
+    if not format.prompt_length:
+        raise PromptFileError(f"{path}: expected markers in compiled_template; found none in {compiled!r}.")
+    return format
+
+
+def _compile(template: str, path: Path) -> str:
+    """The compiled form of a template that needs no tokenizer for it."""
+    parts = parse_template(template)
+    if any(isinstance(part, RowsFromText) for part in parts):
+        raise PromptFileError(
+            f"{path}: expected compiled_template, because the template {template!r} has rows made from a text; "
+            "found none. Save the prompt again."
+        )
+    layout, _ = compile_parts(parts, lambda text: [])
+    return layout.compiled(marker_for_key(None))
+
+
+def _read_config(content: Mapping[str, Any], path: Path) -> PromptConfig:
+    stored = content.get("config", {})
+    try:
+        config = PromptConfig.from_dict(stored)
+    except PromptFileError as error:
+        raise PromptFileError(f"{path}: {error}") from error
+    if config.is_safe:
+        raise PromptFileError(
+            f"{path}: expected a prompt with one marker; found is_safe=true, markers with serial numbers, which no "
+            "version of ruPrompts can write."
+        )
+    return config
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

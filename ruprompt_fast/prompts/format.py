@@ -1,0 +1,246 @@
+"""PromptFormat: a template, compiled for a tokenizer, that turns fields into text or ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError
+from ruprompt_fast.prompts.base_format import BasePromptFormat, Ranges
+from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
+from ruprompt_fast.prompts.layout import Layout, Text, field_names
+from ruprompt_fast.prompts.marker_tokens import marker_token
+from ruprompt_fast.prompts.template import (
+    MARKER_PATTERN,
+    PROMPT_TOKEN,
+    compile_parts,
+    marker_for_key,
+    parse_compiled,
+    parse_template,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKER_END = "P|>"
+
+
+class PromptFormat(BasePromptFormat):
+    """Arranges soft rows, literal text and fields.
+
+    In a template ``<P>`` is one row, ``<P*20>`` are twenty, ``<P>some text</P>`` is one row for each token of the text,
+    initialized from its embedding, and ``{name}`` is a field. Braces are written twice to mean themselves.
+
+        >>> format = PromptFormat("<P*3>{text}<P>")
+        >>> format.initialize(tokenizer)
+        >>> format(text="one two", return_ranges=True)
+        ('<|P|><|P|><|P|>one two<|P|>', {'text': slice(15, 22, None)})
+        >>> format.encode({"text": "one two"}, tokenizer).input_ids
+        [50257, 50258, 50259, 505, 734, 50260]
+
+    Two forms come out. The text form, from calling the format, has the marker ``<|P|>`` for every row, as in ruPrompts;
+    fields may not contain markers. :meth:`encode` gives ids with row ids inside; there any text is just text.
+
+    Values must be strings. ruPrompts turned numbers into text in one of its two code paths and failed in the other;
+    here the caller converts them.
+
+    Args:
+        template: the template.
+        compiled_template: its compiled form, as stored in ``prompt.json``.
+        tokenizer: initializes the format at once.
+
+    Attributes:
+        template: the template.
+        compiled_template: the compiled form; None before initialization.
+        prompt_token: the marker of the text form.
+        key: the key in the marker, or None.
+
+    Raises:
+        TemplateError: one of the templates cannot be read.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        compiled_template: str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.template = template
+        self.compiled_template = compiled_template
+        self.prompt_token = PROMPT_TOKEN
+        self.key: str | None = None
+        self._layout: Layout | None = None
+        self._init_tokens: dict[int, int] = {}
+        self._prompt_token_ids: list[int] = []
+        if compiled_template is None:
+            self._fields = field_names(parse_template(template))
+        else:
+            self._layout, self.key = parse_compiled(compiled_template)
+            self._fields = self._layout.fields
+            self.prompt_token = marker_for_key(self.key)
+        if tokenizer is not None:
+            self.initialize(tokenizer)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in order of appearance."""
+        return self._fields
+
+    @property
+    def layout(self) -> Layout:
+        """The compiled template's parts.
+
+        Raises:
+            NotInitializedError: the format is not initialized.
+        """
+        if self._layout is None:
+            raise NotInitializedError(
+                f"the format {self.template!r} is not initialized; call initialize(tokenizer) on it or on its prompt."
+            )
+        return self._layout
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the format is compiled."""
+        return self._layout is not None
+
+    @property
+    def prompt_length(self) -> int | None:
+        """The number of soft rows; None before initialization."""
+        return None if self._layout is None else self._layout.prompt_length
+
+    @property
+    def init_tokens(self) -> dict[int, int] | None:
+        """Token ids to initialize rows from, by row; None before initialization, empty for a reloaded format."""
+        return None if self._layout is None else self._init_tokens
+
+    @property
+    def prompt_tokens(self) -> list[str]:
+        """The marker of the text form, as a list of one."""
+        return [self.prompt_token]
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The marker's id, as a list of one; empty before :meth:`add_tokens`."""
+        return self._prompt_token_ids
+
+    def initialize(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compile the template; does nothing to a format that is compiled already.
+
+        Raises:
+            TemplateError: a text between ``<P>`` and ``</P>`` has no tokens.
+        """
+        if self._layout is not None:
+            return
+
+        def tokenize(text: str) -> list[int]:
+            return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        self._layout, self._init_tokens = compile_parts(parse_template(self.template), tokenize)
+        self.compiled_template = self._layout.compiled(self.prompt_token)
+
+    def set_key(self, key: str | None = None) -> None:
+        """Change the marker to ``<|[key]P|>``, or back to ``<|P|>``; :meth:`add_tokens` must be called again.
+
+        Raises:
+            TemplateError: the key contains a part of a marker.
+        """
+        marker = marker_for_key(key)
+        self.key = key
+        if marker == self.prompt_token:
+            return
+        self.prompt_token = marker
+        self._prompt_token_ids = []
+        if self._layout is not None:
+            self.compiled_template = self._layout.compiled(marker)
+
+    def add_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Add the marker to a tokenizer, for the text form; returns its id, as a list of one."""
+        if self.prompt_token not in tokenizer.get_added_vocab():
+            tokenizer.add_tokens([marker_token(tokenizer, self.prompt_token)])
+        self._prompt_token_ids = [tokenizer.get_added_vocab()[self.prompt_token]]
+        return self._prompt_token_ids
+
+    def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
+        """Format one item, see :meth:`__call__`."""
+        layout = self.layout
+        text, spans = layout.render(item, [self.prompt_token * count for count in layout.runs])
+        if text.count(_MARKER_END) != layout.prompt_length:
+            self._check_markers(text, item, layout)
+        return (text, layout.ranges(spans)) if return_ranges else text
+
+    def encode(
+        self,
+        fields: Mapping[str, str],
+        tokenizer: PreTrainedTokenizerBase,
+        first_row_id: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> EncodedPrompt:
+        """Turn fields into ids, with row k of the prompt as the id ``first_row_id + k``.
+
+        The ids are those that tokenizing the text form gives after :meth:`add_tokens`, special tokens included, with
+        row ids in place of the markers. But the tokenizer is not changed, and fields that contain markers or braces
+        are plain text. Tokenizing is the cost: a run of rows counts as one token, whatever its length.
+
+        Args:
+            fields: the value of every field; other entries are ignored.
+            tokenizer: the model's tokenizer.
+            first_row_id: the id of the first row. None takes the smallest id that the tokenizer cannot give.
+            add_special_tokens: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
+
+        Raises:
+            NotInitializedError: the format is not initialized.
+            MissingFieldError: a field has no value.
+            FieldTypeError: a value is not a string.
+            TokenIdError: ``first_row_id`` is an id that the tokenizer can give.
+        """
+        return self.encode_batch([fields], tokenizer, first_row_id, add_special_tokens)[0]
+
+    def encode_batch(
+        self,
+        list_of_fields: Sequence[Mapping[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        first_row_id: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> list[EncodedPrompt]:
+        """Encode several items in one call of the tokenizer, see :meth:`encode`."""
+        layout = self.layout
+        return encode_layout(layout, list_of_fields, tokenizer, self.prompt_token, first_row_id, add_special_tokens)
+
+    def static_prefix(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        first_row_id: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> list[int]:
+        """The ids before the first field, up to and including the last soft row there.
+
+        They begin every :meth:`encode` of the same arguments, so their keys and values can be kept. Literal text behind
+        that row is left out: its tokens may join those of the field. Empty if no row stands before the first field.
+        """
+        empty = dict.fromkeys(self.fields, "")
+        encoded = self.encode(empty, tokenizer, first_row_id, add_special_tokens)
+        return encoded.input_ids[: encoded.prefix_len]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The arguments that make an equal format, as stored in ``prompt.json``.
+
+        Raises:
+            NotInitializedError: the format is not initialized.
+        """
+        _ = self.layout
+        return {"template": self.template, "compiled_template": self.compiled_template}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.template!r}, compiled_template={self.compiled_template!r})"
+
+    def _check_markers(self, text: str, item: Mapping[str, Any], layout: Layout) -> None:
+        if sum(1 for _ in MARKER_PATTERN.finditer(text)) == layout.prompt_length:
+            return  # literal text contains the end of a marker
+        literal = [part.text for part in layout.parts if isinstance(part, Text)]
+        guilty = [name for name in layout.fields if MARKER_PATTERN.search(item[name])] or list(layout.fields)
+        raise MarkerInFieldError(
+            f"the text of {guilty} contains a prompt marker such as {self.prompt_token!r}, alone or together with the "
+            f"template's own text {literal}. The text form cannot tell it from the template's rows: remove it, or use "
+            "encode(), where markers in fields are plain text."
+        )

@@ -1,0 +1,170 @@
+"""The layout of a prompt: its texts, fields and soft rows in order, whatever notation they were written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ruprompt_fast.errors import FieldTypeError, MissingFieldError
+
+
+@dataclass(frozen=True)
+class Text:
+    """Literal text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """A variable."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Soft rows that stand next to each other."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class RowsFromText:
+    """Soft rows to be initialized from a text: as many as the text has tokens."""
+
+    text: str
+
+
+Part = Text | Field | Rows
+TemplatePart = Text | Field | Rows | RowsFromText
+
+
+class Layout:
+    """The parts of a compiled template in order, neighbouring texts and neighbouring rows joined.
+
+    Attributes:
+        parts: texts, fields and runs of rows.
+        fields: names of the fields, each once, in order of appearance.
+        runs: the number of rows of each run.
+        prompt_length: the number of rows.
+        prefix_runs: how many runs stand before the first field.
+        is_bounded: whether every field has rows or an end of the text on both sides, so that no token can belong to a
+            field and to something else.
+        field_places: for each field part its name, and how many runs and how many rows stand before it.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(join_neighbours(parts))
+        self.fields = field_names(self.parts)
+        self.runs = tuple(part.count for part in self.parts if isinstance(part, Rows))
+        self.prompt_length = sum(self.runs)
+        first_field = next((i for i, part in enumerate(self.parts) if isinstance(part, Field)), len(self.parts))
+        self.prefix_runs = sum(isinstance(part, Rows) for part in self.parts[:first_field])
+        kinds = [Rows, *map(type, self.parts), Rows]
+        self.is_bounded = all(
+            before is Rows and after is Rows
+            for before, kind, after in zip(kinds, kinds[1:], kinds[2:], strict=False)
+            if kind is Field
+        )
+        self.field_places: list[tuple[str, int, int]] = []
+        num_runs = num_rows = 0
+        for part in self.parts:
+            if isinstance(part, Field):
+                self.field_places.append((part.name, num_runs, num_rows))
+            elif isinstance(part, Rows):
+                num_runs += 1
+                num_rows += part.count
+
+    def render(self, item: Mapping[str, Any], run_texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+        """Put the fields' values and one text per run of rows in their places.
+
+        Args:
+            item: the value of every field; other entries are ignored.
+            run_texts: what to write for each run of rows.
+
+        Returns:
+            The text, and for every field part the positions of its first character and behind its last one.
+
+        Raises:
+            MissingFieldError: a field has no value, or the value None.
+            FieldTypeError: a value is not a string, or the item not a mapping.
+        """
+        if not isinstance(item, Mapping):
+            raise FieldTypeError(
+                f"fields must be a mapping from names to strings; found {type(item).__name__}. "
+                f"This template has the fields {list(self.fields)}."
+            )
+        pieces = []
+        spans = []
+        position = 0
+        runs = iter(run_texts)
+        for part in self.parts:
+            if isinstance(part, Field):
+                piece = self._value(item, part.name)
+                spans.append((position, position + len(piece)))
+            elif isinstance(part, Text):
+                piece = part.text
+            else:
+                piece = next(runs)
+            pieces.append(piece)
+            position += len(piece)
+        return "".join(pieces), spans
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> dict[str, slice]:
+        """Name the spans that :meth:`render` returned; a field that stands twice keeps its last place."""
+        return {name: slice(start, stop) for (name, _, _), (start, stop) in zip(self.field_places, spans, strict=True)}
+
+    def compiled(self, marker: str) -> str:
+        """The compiled template with ``marker`` for every row."""
+        marker = escape_braces(marker)
+        pieces = []
+        for part in self.parts:
+            if isinstance(part, Field):
+                pieces.append("{" + part.name + "}")
+            else:
+                pieces.append(escape_braces(part.text) if isinstance(part, Text) else marker * part.count)
+        return "".join(pieces)
+
+    def _value(self, item: Mapping[str, Any], name: str) -> str:
+        value = item.get(name)
+        if isinstance(value, str):
+            return value
+        if value is None:
+            raise MissingFieldError(
+                f"the field {name!r} has no value; the template needs {list(self.fields)}, given were {list(item)}."
+            )
+        raise FieldTypeError(
+            f"the field {name!r} must be a string; found {type(value).__name__}. Convert it with str() first."
+        )
+
+
+def field_names(parts: Iterable[TemplatePart]) -> tuple[str, ...]:
+    """Names of the fields among ``parts``, each once, in order of appearance."""
+    return tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Field)))
+
+
+def join_neighbours(parts: Iterable[Part]) -> list[Part]:
+    """Join texts next to each other, and runs of rows; drop the empty ones."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Rows):
+            if part.count and isinstance(last, Rows):
+                joined[-1] = Rows(last.count + part.count)
+            elif part.count:
+                joined.append(part)
+        elif isinstance(part, Text):
+            if part.text and isinstance(last, Text):
+                joined[-1] = Text(last.text + part.text)
+            elif part.text:
+                joined.append(part)
+        else:
+            joined.append(part)
+    return joined
+
+
+def escape_braces(text: str) -> str:
+    """Write braces so that ``str.format`` gives the text back."""
+    return text.replace("{", "{{").replace("}", "}}")

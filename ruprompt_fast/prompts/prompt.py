@@ -1,0 +1,174 @@
+"""Prompt: a format and a provider that belong together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from ruprompt_fast.errors import NotInitializedError, PromptInitError
+from ruprompt_fast.prompts import attachment
+from ruprompt_fast.prompts.base_format import BasePromptFormat
+from ruprompt_fast.prompts.config import PromptConfig
+from ruprompt_fast.prompts.context import PromptContext
+from ruprompt_fast.prompts.files import StoredPrompt
+from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.providers import BasePromptProvider, TensorPromptProvider, as_provider
+from ruprompt_fast.prompts.storage import StoredPromptMixin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Self
+
+
+class Prompt(StoredPromptMixin):
+    """A soft prompt: how its rows, texts and fields are arranged, and the rows.
+
+        >>> prompt = Prompt(PromptFormat("<P*60>{text}<P*20>"), TensorPromptProvider())
+        >>> prompt.patch(model, tokenizer)  # train the model's parameters named "prompt_provider"
+        >>> prompt.save_pretrained("my_prompt")
+
+        >>> prompt = Prompt.from_pretrained("konodyuk/prompt_rugpt3large_joke")
+        >>> prompt.patch(model, tokenizer)
+        >>> model.generate(**tokenizer(prompt("Заходят в бар"), return_tensors="pt"))
+
+    Args:
+        format: the arrangement.
+        provider: what makes the rows; any other module that returns [rows, width] is wrapped into a provider.
+        config: what is known about the model it is for.
+
+    Attributes:
+        format: the format.
+        provider: the provider.
+        config: the config.
+        ctx: what the prompt is in use with.
+
+    Raises:
+        PromptInitError: ``format`` or ``provider`` is something else.
+    """
+
+    def __init__(
+        self, format: BasePromptFormat, provider: BasePromptProvider | nn.Module, config: PromptConfig | None = None
+    ) -> None:
+        if not isinstance(format, BasePromptFormat):
+            raise PromptInitError(f"a prompt needs a PromptFormat; found {type(format).__name__}.")
+        # Nearly every format is a PromptFormat; the others' users know what theirs lacks.
+        self.format = cast(PromptFormat, format)
+        self.provider = as_provider(provider)
+        self.config = PromptConfig() if config is None else config
+        self.ctx = PromptContext()
+        self._patched: PreTrainedModel | None = None  # ctx.model may be one that was only initialized with
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the prompt has its compiled format and its rows."""
+        return self.ctx.is_initialized
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a model is patched with the prompt."""
+        return self.ctx.is_attached
+
+    def patch(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Initialize the prompt and attach it: :meth:`initialize`, then :meth:`attach`."""
+        self.initialize(model, tokenizer)
+        self.attach(model, tokenizer)
+
+    def initialize(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compile the format and make the rows; of a loaded prompt check that it is for this model.
+
+        Raises:
+            PromptLengthError: the template has no rows, or too many to initialize.
+            PromptInitError: the provider cannot be initialized in this way.
+            PromptMismatchError: the rows were made for another template or another width.
+        """
+        self.format.initialize(tokenizer)
+        embedding = attachment.original_embedding(model)
+        width = attachment.embedding_width(embedding)
+        length = cast(int, self.format.prompt_length)
+        was_initialized = self.provider.is_initialized
+        self.provider.bind_tokenizer(tokenizer)
+        self.provider.initialize(length, width, embedding, self.format.init_tokens or {})
+        attachment.check_rows(self.provider, length, width, self.config.pretrained_model_name)
+        self.config.prompt_length = length
+        self.config.embedding_dim = width
+        if not was_initialized or self.config.pretrained_model_name is None:
+            # A loaded prompt keeps the name it was trained under, which says more than the path of a copy.
+            self.config.pretrained_model_name = getattr(model.config, "name_or_path", None) or ""
+        self.ctx.model = model
+        self.ctx.tokenizer = tokenizer
+        self.ctx.is_initialized = True
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Replace the model's input embedding and add the marker to the tokenizer.
+
+        Whatever is attached to this model is detached from it, and this prompt from any other model.
+
+        Raises:
+            NotInitializedError: the prompt is not initialized.
+            PromptMismatchError: the rows were made for another width; nothing is changed then.
+        """
+        if not self.is_initialized:
+            raise NotInitializedError("a prompt must be initialized before it is attached; patch() does both.")
+        embedding = attachment.attach([self], model, tokenizer)
+        if self._patched is not None and self._patched is not model:
+            attachment.detach(self._patched, self.ctx.embedding)
+        self.ctx.embedding = embedding
+        self._patched = self.ctx.model = model
+        self.ctx.tokenizer = tokenizer
+        self.ctx.is_attached = True
+
+    def detach(self, model: PreTrainedModel | None = None) -> None:
+        """Give a model its own embedding back, the same object; the marker stays in the tokenizer.
+
+        Args:
+            model: the model to restore, whatever it is patched with. None takes the one that this prompt is attached
+                to, and leaves it alone if another prompt has been attached since.
+        """
+        if model is not None:
+            attachment.detach(model)
+        elif self._patched is not None:
+            attachment.detach(self._patched, self.ctx.embedding)
+        self._patched = None
+        self.ctx.embedding = None
+        self.ctx.is_attached = False
+
+    def rows(self) -> Tensor:
+        """A copy of the rows, [prompt_length, width], without a graph.
+
+        Raises:
+            NotInitializedError: there are none yet.
+        """
+        rows: Tensor = self.provider()
+        return rows.detach().clone()
+
+    def __call__(self, text: str | None = None, **fields: Any) -> Any:
+        """The text form, see :meth:`PromptFormat.__call__`.
+
+        Args:
+            text: the field ``text``.
+            fields: the other fields; also ``return_ranges``.
+        """
+        if text is not None:
+            fields["text"] = text
+        return self.format(**fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``prompt.json`` holds.
+
+        Raises:
+            NotInitializedError: the prompt is not initialized.
+        """
+        if not self.is_initialized:
+            raise NotInitializedError("a prompt must be initialized before it is saved; call patch() or initialize().")
+        return {"format": self.format.as_dict(), "config": self.config.as_dict()}
+
+    @classmethod
+    def _from_stored(cls, stored: StoredPrompt) -> Self:
+        prompt = cls(stored.format, TensorPromptProvider.from_pretrained(stored.rows), stored.config)
+        prompt.ctx.is_initialized = True
+        return prompt
+
+    def __repr__(self) -> str:
+        state = "initialized" if self.is_initialized else "not initialized"
+        return f"{type(self).__name__}({self.format.template!r}, {type(self.provider).__name__}, {state})"

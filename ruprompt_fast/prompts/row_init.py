@@ -1,0 +1,200 @@
+"""First values of soft rows: random vectors, or embeddings of well-chosen tokens.
+
+The ways to choose are those of Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section
+3.2. Good first values matter most for small models and short training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError
+from ruprompt_fast.prompts.template import is_marker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+InitMode = Literal["vocab", "random", "frequent", "text", "labels"]
+
+_NOT_WORDS = re.compile(r"<0x[0-9A-Fa-f]{2}>|[<\[]unused_?\d+[>\]]")
+
+
+@dataclass
+class RowInit:
+    """How to make the first values of rows.
+
+    Attributes:
+        mode: ``vocab`` takes embeddings of distinct tokens drawn from the whole vocabulary, ``frequent`` from its most
+            frequent tokens, ``text`` those of a given text, ``labels`` those of class labels, ``random`` draws numbers
+            from a normal distribution.
+        text: for ``text``: repeated if it has fewer tokens than there are rows, cut if it has more.
+        labels: for ``labels``: one row each, the mean of the label's tokens; the other rows are drawn as by ``vocab``.
+        tokenizer: needed by ``frequent``, ``text`` and ``labels``; keeps ``vocab`` away from rows of padded tables.
+        seed: makes the draws repeatable, whatever the device.
+        generator: a CPU generator to draw with, instead of ``seed``. Without either torch's global one is used.
+        std: for ``random``: the standard deviation.
+        most_frequent: for ``frequent``: how many tokens to draw from; 5,000 in the paper.
+
+    Raises:
+        PromptInitError: an unknown mode, or arguments that do not belong together.
+    """
+
+    mode: InitMode = "vocab"
+    text: str | None = None
+    labels: Sequence[str] | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    std: float = 1.0
+    most_frequent: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(InitMode):
+            raise PromptInitError(f"init must be one of {', '.join(get_args(InitMode))}; found {self.mode!r}.")
+        for mode, value in (("text", self.text), ("labels", self.labels)):
+            if (value is not None) != (self.mode == mode):
+                raise PromptInitError(f"init={mode!r} and the argument {mode} belong together; give both or neither.")
+        if self.text is not None and not isinstance(self.text, str):
+            raise PromptInitError(f"text must be a string; found {type(self.text).__name__}.")
+        if self.labels is not None and (
+            isinstance(self.labels, str) or not all(isinstance(x, str) for x in self.labels)
+        ):
+            raise PromptInitError("labels must be a list of strings, one for each class.")
+        if self.seed is not None and self.generator is not None:
+            raise PromptInitError("give a seed or a generator, not both.")
+
+    def make_rows(
+        self, prompt_length: int, embedding_dim: int, embedding: nn.Module, init_tokens: dict[int, int]
+    ) -> Tensor:
+        """New rows [prompt_length, embedding_dim] on the embedding's device, in the dtype of what it returns.
+
+        Rows stand for the embedding module's output, so they are made by calling it: modules that scale what they look
+        up are accounted for.
+
+        Args:
+            prompt_length: the number of rows.
+            embedding_dim: their width.
+            embedding: the model's own input embedding.
+            init_tokens: tokens whose embeddings certain rows take, whatever the mode.
+
+        Raises:
+            PromptLengthError: there are no rows to make.
+            PromptTooLongError: more rows than there are tokens to draw from.
+            PromptInitError: a text without tokens, more labels than rows, a missing tokenizer, or a token or row that
+                does not exist.
+        """
+        check_prompt_length(prompt_length)
+        generator = self.generator if self.seed is None else torch.Generator().manual_seed(self.seed)
+        weight = cast(Tensor, embedding.weight)
+        if self.mode == "random":
+            noise = torch.empty(prompt_length, embedding_dim).normal_(std=self.std, generator=generator)
+            rows = noise.to(device=weight.device, dtype=weight.dtype)
+        elif self.mode == "text":
+            ids = self._ids(cast(str, self.text))
+            rows = embed_tokens(embedding, [ids[i % len(ids)] for i in range(prompt_length)])
+        elif self.mode == "labels":
+            rows = self._label_rows(prompt_length, embedding, generator)
+        else:
+            pool = self._frequent_ids() if self.mode == "frequent" else self._vocabulary(weight.shape[0], prompt_length)
+            rows = embed_tokens(embedding, _draw(pool, prompt_length, generator))
+        if init_tokens:
+            if max(init_tokens) >= prompt_length or min(init_tokens) < 0:
+                raise PromptInitError(f"init_tokens names the row {max(init_tokens)} of {prompt_length} rows.")
+            rows[list(init_tokens)] = embed_tokens(embedding, init_tokens.values())
+        return rows
+
+    def _label_rows(self, prompt_length: int, embedding: nn.Module, generator: torch.Generator | None) -> Tensor:
+        labels = cast("Sequence[str]", self.labels)
+        if not 0 < len(labels) <= prompt_length:
+            raise PromptInitError(
+                f"{len(labels)} labels cannot initialize {prompt_length} rows; give each label a row."
+            )
+        rows = [embed_tokens(embedding, self._ids(label)).mean(dim=0, keepdim=True) for label in labels]
+        rest = prompt_length - len(labels)
+        pool = self._vocabulary(cast(Tensor, embedding.weight).shape[0], rest)
+        return torch.cat([*rows, embed_tokens(embedding, _draw(pool, rest, generator))])
+
+    def _ids(self, text: str) -> list[int]:
+        ids = cast("list[int]", self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise PromptInitError(f"the text {text!r} has no tokens to initialize rows from.")
+        return ids
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise PromptInitError(
+                f"init={self.mode!r} needs the tokenizer: initialize the provider through its Prompt, or give it "
+                "tokenizer=..."
+            )
+        return self.tokenizer
+
+    def _vocabulary(self, table_size: int, wanted: int) -> list[int]:
+        """Ids of real tokens; all rows of the table if the tokenizer is unknown or has too few."""
+        if self.tokenizer is not None:
+            vocab = self.tokenizer.get_vocab().items()
+            ids = sorted(i for token, i in vocab if i < table_size and not is_marker(token))
+            if len(ids) >= wanted:
+                return ids
+        return list(range(table_size))
+
+    def _frequent_ids(self) -> list[int]:
+        """The most frequent tokens, by id: trainers number tokens in the order in which they found them.
+
+        Byte-pair encoding merges the most frequent pair first, WordPiece and Unigram vocabularies are sorted by count
+        and score. What stands before the first of these says nothing: special and added tokens, placeholders, and the
+        single bytes of byte-level vocabularies are left out.
+        """
+        tokenizer = self._need_tokenizer()
+        vocab = tokenizer.get_vocab()
+        left_out = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        is_byte_level = "Ġ" in vocab
+        ids = [
+            i
+            for token, i in vocab.items()
+            if i not in left_out and not _NOT_WORDS.fullmatch(token) and not (is_byte_level and len(token) == 1)
+        ]
+        return sorted(ids)[: self.most_frequent]
+
+
+def check_prompt_length(prompt_length: int) -> None:
+    """Refuse prompts without rows.
+
+    Raises:
+        PromptLengthError: ``prompt_length`` is less than one.
+    """
+    if prompt_length < 1:
+        raise PromptLengthError(
+            f"a prompt must have at least one row; found {prompt_length}. Put <P> or <P*N> into its template."
+        )
+
+
+def embed_tokens(embedding: nn.Module, ids: Iterable[int]) -> Tensor:
+    """A new tensor with what the embedding module gives for these tokens, [len(ids), width], without a graph.
+
+    Raises:
+        PromptInitError: the embedding has no such token.
+    """
+    weight = cast(Tensor, embedding.weight)
+    wanted = list(ids)
+    unknown = [i for i in wanted if not 0 <= i < weight.shape[0]]
+    if unknown:
+        raise PromptInitError(
+            f"cannot initialize rows from the tokens {unknown}: the model's table has {weight.shape[0]} rows. "
+            "Use the model's own tokenizer."
+        )
+    with torch.no_grad():
+        return cast(Tensor, embedding(torch.tensor(wanted, dtype=torch.long, device=weight.device))).clone()
+
+
+def _draw(pool: Sequence[int], count: int, generator: torch.Generator | None) -> list[int]:
+    if count > len(pool):
+        raise PromptTooLongError(
+            f"{count} rows cannot be initialized from {len(pool)} distinct tokens; use fewer rows or init='random'."
+        )
+    return [pool[i] for i in torch.randperm(len(pool), generator=generator)[:count].tolist()]

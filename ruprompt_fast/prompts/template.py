@@ -1,0 +1,206 @@
+"""Templates: where the soft rows, the literal text and the fields of a prompt stand.
+
+Two notations describe the same layout. A *template* is what people write::
+
+    <P*60>{text}<P*20>        60 rows, the field, 20 rows
+    <P>Question:</P>{text}    as many rows as "Question:" has tokens, initialized from those tokens
+
+A *compiled template* has one marker token per row, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what the
+text form of a prompt is made from. Both follow ``str.format``: ``{{`` and ``}}`` are literal braces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from string import Formatter
+
+from ruprompt_fast.errors import TemplateError
+from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, RowsFromText, TemplatePart, Text, join_neighbours
+
+PROMPT_TOKEN = "<|P|>"
+"""The marker of one soft row in a compiled template."""
+
+PROMPT_TOKEN_FOR_KEY = "<|[{key}]P|>"
+"""The marker of one soft row of the prompt that is served under ``key``."""
+
+PROMPT_TOKEN_SHORT = "<P>"
+"""One soft row in a template."""
+
+MAX_ROWS = 1_000_000
+"""More rows than this in one template can only be a typing error."""
+
+# A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
+_KEY = r"(?:(?!<\|\[|P\|>).)*?"
+MARKER_PATTERN = re.compile(rf"<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
+_TEMPLATE_PATTERN = re.compile(rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
+
+
+def split_fields(template: str) -> list[Text | Field]:
+    """Split a template at its fields, by the rules of ``str.format``.
+
+    Raises:
+        TemplateError: unbalanced braces, or a field that is positional, has an attribute, a conversion or a format.
+    """
+    if not isinstance(template, str):
+        raise TemplateError(f"a template must be a string; found {type(template).__name__}.")
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise TemplateError(
+            f"cannot read the template {template!r}: {error}. Write a literal brace twice, as {{{{ or }}}}."
+        ) from error
+    parts: list[Text | Field] = []
+    for text, name, spec, conversion in pieces:
+        if text:
+            parts.append(Text(text))
+        if name is not None:
+            parts.append(Field(_checked_name(name, spec, conversion, template)))
+    return parts
+
+
+def parse_template(template: str) -> tuple[TemplatePart, ...]:
+    """Read a template as people write it.
+
+    Raises:
+        TemplateError: see :func:`split_fields`; also a bad repeat count, an empty ``<P></P>``, a field between ``<P>``
+            and ``</P>``, or a keyed marker.
+    """
+    parts: list[TemplatePart] = []
+    is_open = False  # the last thing among the rows was a <P> without its </P>
+    for piece in join_neighbours(split_fields(template)):
+        if isinstance(piece, Text):
+            is_open = _parse_text(piece.text, parts, is_open, template)
+        else:
+            parts.append(piece)
+    if sum(part.count for part in parts if isinstance(part, Rows)) > MAX_ROWS:
+        raise TemplateError(f"the template {template!r} has more than {MAX_ROWS} rows.")
+    return tuple(parts)
+
+
+def parse_compiled(compiled: str) -> tuple[Layout, str | None]:
+    """Read a compiled template: its layout and the key that its markers carry, if any.
+
+    Raises:
+        TemplateError: see :func:`split_fields`; also markers of more than one kind.
+    """
+    parts: list[Part] = []
+    markers = {}
+    for piece in join_neighbours(split_fields(compiled)):
+        if not isinstance(piece, Text):
+            parts.append(piece)
+            continue
+        end = 0
+        for match in MARKER_PATTERN.finditer(piece.text):
+            parts += [Text(piece.text[end : match.start()]), Rows(1)]
+            markers[match.group()] = match["key"]
+            end = match.end()
+        parts.append(Text(piece.text[end:]))
+    if len(markers) > 1:
+        raise TemplateError(
+            f"a compiled template has one marker, repeated; found {sorted(markers)} in {compiled!r}. "
+            "Use one template for each prompt."
+        )
+    return Layout(parts), next(iter(markers.values()), None)
+
+
+def compile_parts(parts: Sequence[TemplatePart], tokenize: Callable[[str], list[int]]) -> tuple[Layout, dict[int, int]]:
+    """Turn the rows that stand for texts into plain rows.
+
+    Args:
+        parts: what :func:`parse_template` returned.
+        tokenize: gives the ids of a text, without special tokens.
+
+    Returns:
+        The layout, and the token id that each such row is to be initialized from, by the row's index.
+    """
+    compiled: list[Part] = []
+    init_tokens: dict[int, int] = {}
+    length = 0
+    for part in parts:
+        if isinstance(part, RowsFromText):
+            ids = tokenize(part.text)
+            if not ids:
+                raise TemplateError(f"the text {part.text!r} between <P> and </P> has no tokens in this tokenizer.")
+            init_tokens.update(enumerate(ids, start=length))
+            part = Rows(len(ids))
+        if isinstance(part, Rows):
+            length += part.count
+        compiled.append(part)
+    return Layout(compiled), init_tokens
+
+
+def marker_for_key(key: str | None) -> str:
+    """The marker of a prompt that is served under ``key``, or of one that is served alone.
+
+    Raises:
+        TemplateError: the key is not a string or holds a part of a marker.
+    """
+    if key is None:
+        return PROMPT_TOKEN
+    marker = PROMPT_TOKEN_FOR_KEY.replace("{key}", key) if isinstance(key, str) else ""
+    match = MARKER_PATTERN.fullmatch(marker)
+    if match is None or match["key"] != key:
+        raise TemplateError(f"a prompt's key must be a string without '<|[' and 'P|>'; found {key!r}.")
+    return marker
+
+
+def is_marker(token: str) -> bool:
+    """Whether a token is the marker of some prompt, ``<|P|>`` or ``<|[key]P|>``."""
+    return MARKER_PATTERN.fullmatch(token) is not None
+
+
+def _checked_name(name: str, spec: str | None, conversion: str | None, template: str) -> str:
+    stripped = name.strip()
+    if not stripped or stripped.isdigit():
+        problem = "has a field without a name"
+    elif re.search(r"[.\[\]]", stripped):
+        problem = f"takes an attribute or an item of a field, {name!r}"
+    elif spec or conversion:
+        problem = f"formats the field {name!r}"
+    else:
+        return stripped
+    raise TemplateError(f"the template {template!r} {problem}; only plain {{name}} fields are possible.")
+
+
+def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: str) -> bool:
+    """Append the parts of one literal text; takes and returns whether a ``<P>`` is still without its ``</P>``."""
+    opened_here = False
+    end = 0
+    for match in _TEMPLATE_PATTERN.finditer(text):
+        before = text[end : match.start()]
+        mark = match.group()
+        if mark == "</P>":
+            if not is_open:
+                continue  # plain text, and part of the next piece of it
+            if not opened_here or not before:
+                problem = "nothing" if opened_here else "a field"
+                raise TemplateError(
+                    f"there is {problem} between <P> and </P> in the template {template!r}; "
+                    "put literal text there, or write <P*N> for N rows."
+                )
+            parts[-1] = RowsFromText(before)
+            is_open = opened_here = False
+        else:
+            if before:
+                parts.append(Text(before))
+            parts.append(Rows(_row_count(match, template)))
+            is_open = opened_here = mark == PROMPT_TOKEN_SHORT
+        end = match.end()
+    if text[end:]:
+        parts.append(Text(text[end:]))
+    return is_open
+
+
+def _row_count(match: re.Match[str], template: str) -> int:
+    if match["key"] is not None:
+        raise TemplateError(
+            f"the template {template!r} contains the marker {match.group()!r}. "
+            "Write <P> for a row; set_key() gives its marker a key."
+        )
+    count = match["count"]
+    if count is None:
+        return 1
+    if not count.isascii() or not count.isdigit() or len(count) > len(str(MAX_ROWS)):
+        raise TemplateError(f"{match.group()!r} in the template {template!r} must be <P*N> with a number of rows N.")
+    return int(count)
