@@ -1,4 +1,4 @@
-"""Train the bundled prompts on the frozen bundled model, then measure every prompt on every kind of held-out text.
+"""Train the bundled prompts on the frozen bundled model; ``measure_prompts.py`` says how good they are.
 
 Three prompts set a style (the text itself is the target): ``proverb``, ``verse`` and ``gogol``. One classifies verse
 and prose by the logits of two label words; line ends are replaced by spaces so that they do not give it away.
@@ -16,11 +16,9 @@ from pathlib import Path
 
 import torch
 from corpus import Work, pieces, read_proverbs, read_works
-from torch.nn import functional as F
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ruprompt_fast import (
-    FastPromptModel,
     FreezeTransformerUnfreezePrompt,
     Prompt,
     PromptFormat,
@@ -128,46 +126,6 @@ def train(
     return prompt
 
 
-@torch.no_grad()
-def nats_per_token(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor | None, texts: list[str]
-) -> float:
-    """Mean cross entropy of texts, end of text included, behind ``<s>`` and the rows of a prompt (or none)."""
-    table = model.get_input_embeddings()
-    total, count = 0.0, 0
-    for text in texts:
-        ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
-        before = table(torch.tensor([tokenizer.bos_token_id]))
-        if rows is not None:
-            before = torch.cat([before, rows])
-        embeds = torch.cat([before, table(ids[:-1])])[None]
-        logits = model(inputs_embeds=embeds, use_cache=False).logits[0, len(before) - 1 :]
-        total += F.cross_entropy(logits, ids, reduction="sum").item()
-        count += len(ids)
-    return total / count
-
-
-def matrix(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, Prompt], data: dict[str, Texts]
-) -> dict[str, dict[str, float]]:
-    """Nats per token of every style prompt, and of none, on every kind of held-out text."""
-    rows = {"(none)": None, **{name: prompts[name].rows() for name in data}}
-    held_out = {name: texts.held_out[:300] for name, texts in data.items()}
-    return {
-        name: {kind: round(nats_per_token(model, tokenizer, row, texts), 3) for kind, texts in held_out.items()}
-        for name, row in rows.items()
-    }
-
-
-def accuracy(folder: Path, prompt: Prompt, items: list[dict[str, str]]) -> dict[str, float]:
-    """Held-out accuracy of the classifier beside that of the more frequent label."""
-    served = FastPromptModel.from_pretrained(folder, prompts={"kind": prompt})
-    verdicts = served.classify([item["text"] for item in items], prompt="kind", labels=LABELS)
-    right = sum(verdict.label == item["target"] for verdict, item in zip(verdicts, items, strict=True))
-    majority = max(sum(item["target"] == label for item in items) for label in LABELS)
-    return {"accuracy": round(right / len(items), 3), "majority": round(majority / len(items), 3), "items": len(items)}
-
-
 def main() -> None:
     """Command line: ``train_prompts.py --literature ruslit.tar.xz --proverbs proverbs.txt --model F --output F``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,24 +143,16 @@ def main() -> None:
     tasks = {name: (STYLE_TEMPLATE, [{"target": text} for text in texts.train]) for name, texts in data.items()}
     tasks["kind"] = (KIND_TEMPLATE, labelled(arguments.literature, held_out=False, size=6000))
 
-    prompts, seconds = {}, {}
+    seconds = {}
     for name, (template, items) in tasks.items():
         started = time.monotonic()
-        prompts[name] = train(template, items, model, tokenizer, arguments.steps)
+        prompt = train(template, items, model, tokenizer, arguments.steps)
         seconds[name] = round(time.monotonic() - started)
-        prompts[name].save_pretrained(arguments.output / name)
+        prompt.save_pretrained(arguments.output / name)
         print(name, seconds[name], "seconds", flush=True)
 
-    model.eval()
-    figures = {
-        "steps": arguments.steps,
-        "learning_rate": LEARNING_RATE,
-        "seconds": seconds,
-        "nats_per_token": matrix(model, tokenizer, prompts, data),
-        "kind": accuracy(arguments.model, prompts["kind"], labelled(arguments.literature, held_out=True, size=600)),
-    }
-    (arguments.output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    figures = {"steps": arguments.steps, "learning_rate": LEARNING_RATE, "seconds": seconds}
+    (arguments.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ minutes on two CPU cores that other work shared.
 
 ## Prompts
 
-`examples/bundled_model/train_prompts.py`: {prompt_steps} steps of 16 texts for each prompt, the model frozen; Adam,
-learning rate {learning_rate}, rows initialized from sampled vocabulary.
+`examples/bundled_model/train_prompts.py`, then `measure_prompts.py`: {prompt_steps} steps of 16 texts for each prompt,
+the model frozen; AdamW, learning rate {learning_rate}, rows initialized from sampled vocabulary.
 
 | prompt | template | what it does | training, seconds |
 |---|---|---|---|
@@ -45,6 +45,9 @@ Held-out loss in nats per token, the end of the text included; "(none)" is the m
 | prompt | {kinds} |
 |---|{rule}|
 {matrix}
+| own prompt's margin | {margins} |
+
+The margin is to the best other row, with the standard error of the paired difference over texts.
 
 `kind` tells verse from prose by the label words « стихи» and « рассказ»; line ends are replaced by spaces. On {items}
 held-out pieces, half of each: accuracy **{accuracy}**, the majority class {majority}.
@@ -61,6 +64,7 @@ PROMPTS = {
 def card(folder: Path) -> str:
     """The card's text, from ``model/pretraining.json``, ``prompts/figures.json`` and the prompts' templates."""
     pretraining = json.loads((folder / "model" / "pretraining.json").read_text(encoding="utf-8"))
+    training = json.loads((folder / "prompts" / "training.json").read_text(encoding="utf-8"))
     figures = json.loads((folder / "prompts" / "figures.json").read_text(encoding="utf-8"))
     matrix = figures["nats_per_token"]
     kinds = list(matrix["(none)"])
@@ -69,14 +73,17 @@ def card(folder: Path) -> str:
         **pretraining,
         **figures["kind"],
         minutes=pretraining["seconds"] / 60,
-        prompt_steps=figures["steps"],
-        learning_rate=figures["learning_rate"],
+        prompt_steps=training["steps"],
+        learning_rate=training["learning_rate"],
         prompts="\n".join(
-            f"| `{name}` | `{template(folder, name)}` | {what} | {figures['seconds'][name]} |"
+            f"| `{name}` | `{template(folder, name)}` | {what} | {training['seconds'][name]} |"
             for name, what in PROMPTS.items()
         ),
         kinds=" | ".join(kinds),
         rule="|".join("---" for _ in kinds),
+        margins=" | ".join(
+            f"{margin['nats_per_token']} ± {margin['standard_error']}" for margin in figures["margin"].values()
+        ),
         matrix="\n".join(f"| {name} | {cells(row, best)} |" for name, row in matrix.items()),
     )
 

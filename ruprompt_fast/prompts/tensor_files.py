@@ -113,7 +113,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask says
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

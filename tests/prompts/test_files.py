@@ -79,6 +79,12 @@ class TestWriting:
             assert torch.equal(loaded.rows(), prompt.rows())
             assert isinstance(loaded.provider, TensorPromptProvider)
 
+    def test_files_have_the_usual_permissions(self, prompt: Prompt, tmp_path: Path) -> None:
+        (tmp_path / "usual").touch()
+        prompt.save_pretrained(tmp_path / "prompt", save_bin=True)
+        modes = {path.stat().st_mode for path in [tmp_path / "usual", *(tmp_path / "prompt").iterdir()]}
+        assert len(modes) == 1
+
     def test_for_ruprompts(self, prompt: Prompt, tmp_path: Path) -> None:
         prompt.save_pretrained(tmp_path, save_bin=True)
         tensor = torch.load(tmp_path / "prompt_provider.bin")
