@@ -7,6 +7,7 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 from ruprompt_fast import bundled
 from ruprompt_fast.core import GenerationOutput
@@ -22,14 +23,18 @@ REQUESTS: tuple[tuple[str | None, str], ...] = (
     ("verse", "Над морем"),
     ("gogol", "Иван Иванович"),
     ("gogol", "В комнату вошёл"),
-    ("kind", "Белеет парус одинокой в тумане моря голубом"),
-    ("kind", "На другой день он приказал заложить лошадей и уехал в город."),
+    ("kind", "На берегу пустынных волн Стоял он, дум великих полн, И вдаль глядел. Пред ним широко Река неслася;"),
+    ("kind", "В департаменте… но лучше не называть, в каком департаменте."),
 )
-"""(prompt, input) of every request: the same input under each prompt, then more of each."""
+"""(prompt, input) of every request: the same input under each prompt, then more of each.
+
+``kind`` answers with a label word, « стихи» (verse) or « рассказ» (prose); its inputs begin two held-out works.
+"""
 
 
 def run(seed: int, max_new_tokens: int) -> None:
     """Load the bundled model, generate one mixed batch, print a table and a line of figures."""
+    logging.disable_progress_bar()
     model = bundled.load()
     torch.manual_seed(seed)
     started = time.perf_counter()
