@@ -72,7 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._resolve(with_body=False)
 
     def do_GET(self) -> None:
-        self._resolve(with_body=True)
+        parts = unquote(urlparse(self.path).path).strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._describe("/".join(parts[2:4]), parts[4:])
+        else:
+            self._resolve(with_body=True)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -101,6 +105,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
         else:
             self._commit(repo, parts, revision, body, parse_qs(url.query))
+
+    def _describe(self, repo_id: str, rest: list[str]) -> None:
+        """``/api/models/owner/name``, and ``.../tree/revision/folder`` behind it."""
+        repo = self.hub.repos.get(repo_id)
+        if repo is None:
+            self._fail(401, "RepoNotFound", "Repository not found")
+        elif rest[:1] == ["tree"]:
+            folder = "".join(f"{part}/" for part in rest[2:])
+            files = [name for name in repo.files(rest[1]) if name.startswith(folder)]
+            if files:
+                self._json([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files])
+            else:
+                self._fail(404, "EntryNotFound", "Entry not found")
+        else:
+            siblings = [{"rfilename": name} for name in repo.files("main")]
+            self._json({"id": repo_id, "sha": repo.branches["main"], "siblings": siblings, "tags": []})
 
     def _create(self, wanted: dict[str, Any]) -> None:
         owner = wanted.get("organization") or OWNER
@@ -159,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(200, content, {"Content-Type": "application/octet-stream", **headers}, with_body)
 
-    def _json(self, content: dict[str, Any], status: int = 200) -> None:
+    def _json(self, content: dict[str, Any] | list[Any], status: int = 200) -> None:
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _fail(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
