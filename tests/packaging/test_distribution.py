@@ -27,8 +27,10 @@ assert str(files).startswith(sys.argv[1]), files
 assert kernels.__file__.startswith(sys.argv[1]), kernels.__file__
 tokens, prompts = torch.zeros(3, 4), torch.ones(2, 4)
 assert splice(torch.tensor([1, 8]), tokens, prompts, 7).tolist() == [[0.0] * 4, [1.0] * 4]
-for name in ("py.typed", "_C.pyi", "bundled/model/tokenizer.json"):
+for name in ("py.typed", "_C.pyi", "bundled/model/tokenizer.json", "bundled/README.md"):
     assert files.joinpath(name).is_file(), name
+outputs = ruprompt_fast.bundled.load().generate(["Без труда", "Я помню"], prompt=["proverb", "verse"], max_new_tokens=5)
+assert all(output.text for output in outputs)
 scripts = importlib.metadata.distribution("ruprompt-fast").entry_points.select(group="console_scripts")
 assert callable(scripts["ruprompt-fast"].load())
 """
