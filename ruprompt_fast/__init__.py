@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ruprompt_fast import ops as ops  # registers torch.ops.ruprompt_fast
 from ruprompt_fast._registration import register_tasks_on_import
 
 if TYPE_CHECKING:

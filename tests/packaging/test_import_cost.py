@@ -47,3 +47,8 @@ def test_no_more_than_torch_and_transformers(ours: str, baseline: str) -> None:
 def test_the_operators_import_nothing_optional() -> None:
     modules = set(after("import ruprompt_fast.ops")["modules"])
     assert not modules & (OPTIONAL | {"transformers"})
+
+
+def test_the_operators_are_registered_by_the_package() -> None:
+    code = "import torch, ruprompt_fast; torch.ops.ruprompt_fast.splice, torch.ops.ruprompt_fast.resolve_markers"
+    assert "transformers.pipelines" not in after(code)["modules"]

@@ -80,6 +80,8 @@ class TestAllFamilies:
     @settings(max_examples=40, deadline=None)
     @given(template=st.sampled_from(TEMPLATES), text=texts, target=texts, excess=st.integers(1, 12))
     def test_truncation(self, family: str, template: str, text: str, target: str, excess: int) -> None:
+        # ByT5's end token takes the spaces before it away, which only the whole example shows.
+        assume(family != "python_bytes" or text == text.strip())
         format, tokenizer = READY[family, template]
         item = {"text": text, "other": "one", "target": target}
         whole = Text2TextPreprocessor(format, tokenizer, "target")(item)
