@@ -80,8 +80,6 @@ class TestAllFamilies:
     @settings(max_examples=40, deadline=None)
     @given(template=st.sampled_from(TEMPLATES), text=texts, target=texts, excess=st.integers(1, 12))
     def test_truncation(self, family: str, template: str, text: str, target: str, excess: int) -> None:
-        # ByT5's end token takes the spaces before it away, which only the whole example shows.
-        assume(family != "python_bytes" or text == text.strip())
         format, tokenizer = READY[family, template]
         item = {"text": text, "other": "one", "target": target}
         whole = Text2TextPreprocessor(format, tokenizer, "target")(item)
@@ -90,13 +88,17 @@ class TestAllFamilies:
         preprocess = Text2TextPreprocessor(format, tokenizer, "target", max_tokens=limit, truncation_field="text")
         encoded = format.encode(item, tokenizer)
         length = len(encoded.input_ids[encoded.field_ranges["text"]])
-        if length < excess:
+        if template == "<P*2>{text}<P>" and length < excess:
             with pytest.raises(ContextLengthError):
                 preprocess(item)
             return
-        # Tokens that the field shares with its neighbours are not cut, and there are at most two of them.
-        assume(length >= excess + 2)
-        cut = preprocess(item)
+        try:
+            cut = preprocess(item)
+        except ContextLengthError:
+            # Beside literal text or the target a field may share all of its tokens (a WordPiece word that is one
+            # unknown token), and those are not cut.
+            assert template != "<P*2>{text}<P>"
+            return
         assert len(cut["input_ids"]) == len(cut["labels"]) == len(cut["attention_mask"]) == limit
         assert labelled(cut) == labelled(whole)
         assert cut["input_ids"].count(format.prompt_token_ids[0]) == format.prompt_length
