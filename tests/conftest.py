@@ -8,5 +8,5 @@ from hypothesis import settings
 
 # In CI the same examples every time: a change is judged by what it changes. Elsewhere new ones are drawn at every run.
 settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.register_profile("local", deadline=None)  # two test processes on two cores: a slow example is no finding
+settings.load_profile("ci" if os.environ.get("CI") else "local")
