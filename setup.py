@@ -2,8 +2,11 @@
 
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
+
+# One compiler for each processor; NPY_NUM_BUILD_JOBS sets another number.
+ParallelCompile("NPY_NUM_BUILD_JOBS").install()
 
 setup(
     ext_modules=[

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind.h"
 #include "block_pool.h"
 #include "cpu_isa.h"
 #include "cpu_markers.h"
@@ -96,4 +97,7 @@ PYBIND11_MODULE(_C, m) {
   ruprompt::register_pool(m);
   ruprompt::register_splice(m);
   ruprompt::register_markers(m);
+  ruprompt::register_attention(m);
+  ruprompt::register_scheduler(m);
+  ruprompt::register_linear(m);
 }

@@ -79,8 +79,16 @@ class TokenIdError(RupromptError, IndexError):
     """An id lies outside both the token table and the prompt table."""
 
 
+class PrefixEntryError(RupromptError, KeyError):
+    """A prefix is not in the cache: it was given back more often than taken, or never taken."""
+
+
 class TensorArgumentError(RupromptError, ValueError):
     """A tensor given to an operator has a dtype, shape or device that the operator does not take."""
+
+
+class PageIndexError(RupromptError, IndexError):
+    """A page or slot lies outside the key/value cache."""
 
 
 class PromptFileError(RupromptError, ValueError):
@@ -119,6 +127,10 @@ class ContextLengthError(RupromptError, ValueError):
     """A request does not fit the model's context."""
 
 
+class CapacityError(RupromptError, ValueError):
+    """A request or prefix can never fit into the pages or sequences that the engine has."""
+
+
 class UnknownArgumentError(RupromptError, TypeError):
     """A keyword argument is not known; the message names the nearest known ones."""
 
@@ -127,12 +139,40 @@ class SettingError(RupromptError, ValueError):
     """A setting has a value that cannot work, or one that is not supported."""
 
 
+class NonFiniteLogitsError(RupromptError, ValueError):
+    """A row of logits leaves nothing to choose: it holds NaN or plus infinity, or every token is ruled out.
+
+    Attributes:
+        row: the row's index in the step.
+    """
+
+    def __init__(self, message: str, row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class DetachedModelError(RupromptError, RuntimeError):
     """A model that should carry prompts has had its input embedding replaced or restored."""
 
 
 class UnsupportedModelError(RupromptError, TypeError):
     """A model or tokenizer lacks something that this package needs."""
+
+
+class AttentionError(RupromptError, RuntimeError):
+    """A model asks its attention for something that the engine does not compute, or calls it outside the engine."""
+
+
+class EngineStepError(RupromptError, RuntimeError):
+    """A step of the engine failed; the requests in it are lost, the engine goes on. The cause is chained."""
+
+
+class IntegrityError(RupromptError, RuntimeError):
+    """The engine's parts disagree about what they hold; an error of this package."""
+
+
+class FrozenLayerError(RupromptError, RuntimeError):
+    """A gradient was asked of a layer that is packed for inference."""
 
 
 class MissingDependencyError(RupromptError, ImportError, UserWarning):

@@ -2,14 +2,32 @@
 
 from ruprompt_fast.ops._id_errors import check_errors
 from ruprompt_fast.ops._memory import release_memory
+from ruprompt_fast.ops.kv_pages import (
+    PAGE_SIZE,
+    copy_pages,
+    copy_pages_reference,
+    kv_page_shapes,
+    write_kv,
+    write_kv_reference,
+)
 from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
+from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
 from ruprompt_fast.ops.splice import splice, splice_reference
 
 __all__ = [
+    "PAGE_SIZE",
+    "AttentionPlan",
     "check_errors",
+    "copy_pages",
+    "copy_pages_reference",
+    "kv_page_shapes",
+    "paged_attention",
+    "paged_attention_reference",
     "release_memory",
     "resolve_markers",
     "resolve_markers_reference",
     "splice",
     "splice_reference",
+    "write_kv",
+    "write_kv_reference",
 ]

@@ -24,7 +24,8 @@ def run(level: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("level", [level for level in LEVELS if LEVELS.index(level) < LEVELS.index(_C.cpu_isa())])
 def test_a_lower_level_passes_the_same_tests(level: str) -> None:
-    files = [str(HERE / name) for name in ("test_splice.py", "test_splice_grad.py")]
+    names = ("test_splice.py", "test_splice_grad.py", "test_paged_attention.py", "test_int8_linear.py")
+    files = [str(HERE / name) for name in names]
     result = run(level, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not opcheck", *files)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
 
