@@ -1,0 +1,295 @@
+"""Which prefixes there are, who uses them, and what an eviction keeps of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ruprompt_fast.cache.kv_pool import HostPages, KVPool, PageIndices, num_pages_of
+from ruprompt_fast.errors import PrefixEntryError, PromptLengthError
+
+
+class PrefixPages(Protocol):
+    """What the cache asks of the scheduler, which owns the prefixes' pages on the device."""
+
+    def add_prefix(self, prefix_id: int, length: int, /) -> None:
+        """Make a prefix of ``length`` tokens known; it takes no pages yet."""
+
+    def remove_prefix(self, prefix_id: int, /) -> None:
+        """Forget a prefix; its pages are freed as soon as no request uses them."""
+
+    def warm_prefix(self, prefix_id: int, /) -> None:
+        """Compute the prefix as soon as there is room, without a request."""
+
+    def set_host_copy(self, prefix_id: int, present: bool, /) -> None:
+        """Say whether a prefix that is not on the device can be loaded instead of computed."""
+
+    def pages_of_prefix(self, prefix_id: int, /) -> npt.NDArray[np.int32]:
+        """The prefix's pages on the device, in order."""
+
+
+@dataclass(eq=False)
+class PrefixEntry:
+    """The prefix of one content.
+
+    Attributes:
+        prefix_id: its id in the scheduler; never used again for another one.
+        key: its content, see :func:`ruprompt_fast.cache.hashing.prefix_key`.
+        length: tokens.
+        ids: the ids that compute it, ``first_row_id + k`` for row k; none if keys and values were given.
+        rows: the prompt's rows [rows, width] that these ids mean, or None.
+        host_pages: the copy in host memory, or None.
+        pinned: whether the copy was given with the entry and stays as long as the entry does.
+        references: how many prompts and requests hold the entry.
+    """
+
+    prefix_id: int
+    key: bytes
+    length: int
+    ids: tuple[int, ...]
+    rows: Tensor | None
+    host_pages: HostPages | None
+    pinned: bool
+    references: int = 0
+
+
+@dataclass(frozen=True)
+class PrefixCacheStats:
+    """Sizes of a prefix cache, and what happened in it since it was made.
+
+    Attributes:
+        entries: prefixes of different content.
+        host_entries: prefixes with a copy in host memory, given ones included.
+        host_bytes: bytes of the copies that evictions left; at most the budget.
+        pinned_host_bytes: bytes of the copies that were given, which no budget limits.
+        hits: times that a prefix was taken that was there already.
+        misses: times that a new one was made.
+        evictions: times that a prefix left the device.
+        loads: times that one came back from its host copy.
+        drops: host copies that the budget had no room for, kept before or not.
+    """
+
+    entries: int
+    host_entries: int
+    host_bytes: int
+    pinned_host_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+    loads: int
+    drops: int
+
+
+class PrefixCache:
+    """One entry for every prefix content, however many prompts and requests use it.
+
+    An entry costs no pages until the scheduler computes it. When the scheduler evicts it from the device, a copy goes
+    to host memory, and what has no copy is computed again. A copy stays behind when it is loaded, so that the next
+    eviction is free; where room is needed such copies go first, then the least recently used. An entry lives as long
+    as somebody holds it: a loaded prompt, a request that is not finished.
+
+    Nothing here locks: the owner of scheduler and cache holds one lock around every call.
+
+    Args:
+        scheduler: owns the pages.
+        pool: holds their contents.
+        host_budget_bytes: for copies that evictions leave in host memory; 0 keeps none.
+    """
+
+    def __init__(self, scheduler: PrefixPages, pool: KVPool, host_budget_bytes: int) -> None:
+        self._scheduler = scheduler
+        self._pool = pool
+        self._host_budget_bytes = host_budget_bytes
+        self._by_key: dict[bytes, PrefixEntry] = {}
+        self._by_id: dict[int, PrefixEntry] = {}
+        # Entries whose copy may be dropped: those that are on the device too, then the longest evicted.
+        self._copies: OrderedDict[int, PrefixEntry] = OrderedDict()
+        self._next_id = 0
+        self._host_bytes = self._pinned_host_bytes = 0
+        self._hits = self._misses = self._evictions = self._loads = self._drops = 0
+
+    def acquire(
+        self,
+        key: bytes,
+        length: int,
+        *,
+        ids: Sequence[int] = (),
+        rows: Tensor | None = None,
+        host_pages: HostPages | None = None,
+    ) -> PrefixEntry:
+        """Hold the prefix of that content; give it back with :meth:`release`.
+
+        Args:
+            key: the content, see :func:`ruprompt_fast.cache.hashing.prefix_key`.
+            length: tokens of the prefix.
+            ids: the ids that compute it, as many as ``length``.
+            rows: the prompt's rows that these ids mean. Equal content may come from another tensor: use the entry's.
+            host_pages: keys and values that are given instead of computed; they are never dropped. Then no ``ids``.
+
+        Raises:
+            PromptLengthError: ``length`` is not positive, or not that of the ids.
+            TensorArgumentError: the given pages are not of that length, or not of this model.
+        """
+        entry = self._by_key.get(key)
+        if entry is None:
+            entry = self._add(
+                PrefixEntry(self._next_id, key, length, tuple(ids), rows, host_pages, host_pages is not None)
+            )
+            self._misses += 1
+        else:
+            self._hits += 1
+        entry.references += 1
+        return entry
+
+    def hold(self, entry: PrefixEntry) -> None:
+        """Hold an entry once more, for a request of a prompt that holds it.
+
+        Raises:
+            PrefixEntryError: nobody holds it any more.
+        """
+        self._check(entry)
+        entry.references += 1
+        self._hits += 1
+
+    def release(self, entry: PrefixEntry) -> None:
+        """Give an entry back; with the last holder it leaves the scheduler and the host memory.
+
+        Raises:
+            PrefixEntryError: nobody holds it any more.
+        """
+        self._check(entry)
+        entry.references -= 1
+        if entry.references:
+            return
+        del self._by_key[entry.key], self._by_id[entry.prefix_id]
+        self._scheduler.remove_prefix(entry.prefix_id)
+        self._forget_copy(entry)
+
+    def warm_up(self, entry: PrefixEntry) -> None:
+        """Have the prefix computed, or loaded, before a request asks for it.
+
+        Raises:
+            PrefixEntryError: nobody holds it any more.
+        """
+        self._check(entry)
+        self._scheduler.warm_prefix(entry.prefix_id)
+
+    def entry(self, prefix_id: int) -> PrefixEntry:
+        """The entry of that id.
+
+        Raises:
+            PrefixEntryError: there is none.
+        """
+        entry = self._by_id.get(prefix_id)
+        if entry is None:
+            raise PrefixEntryError(f"prefix {prefix_id} is not in the cache; it was released by all that held it.")
+        return entry
+
+    def exchange(self, evicted: Iterable[tuple[int, PageIndices]], loaded: Iterable[int]) -> None:
+        """Do what a step's plan asks for, before its pages are copied or written.
+
+        All evicted prefixes are saved first, then the loaded ones are written: the plan may give them the same pages.
+        Between the two the host memory may hold more than the budget, by what the step evicts.
+
+        Args:
+            evicted: ids of prefixes that leave the device, each with the pages that still hold it.
+            loaded: ids of prefixes that are to be filled from their host copies.
+
+        Raises:
+            PrefixEntryError: one of them is not in the cache, or has no copy to load.
+        """
+        for prefix_id, pages in evicted:
+            self._save(self.entry(prefix_id), pages)
+        for prefix_id in loaded:
+            self._load(self.entry(prefix_id))
+        self._shrink()
+
+    def references(self) -> dict[int, int]:
+        """How often every entry is held, by its id."""
+        return {prefix_id: entry.references for prefix_id, entry in self._by_id.items()}
+
+    def stats(self) -> PrefixCacheStats:
+        """The counts. How many prefixes are on the device is the scheduler's to say."""
+        return PrefixCacheStats(
+            entries=len(self._by_key),
+            host_entries=sum(entry.host_pages is not None for entry in self._by_id.values()),
+            host_bytes=self._host_bytes,
+            pinned_host_bytes=self._pinned_host_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+            loads=self._loads,
+            drops=self._drops,
+        )
+
+    def _add(self, entry: PrefixEntry) -> PrefixEntry:
+        self._check_new(entry)
+        self._scheduler.add_prefix(entry.prefix_id, entry.length)
+        self._next_id += 1
+        self._by_key[entry.key] = self._by_id[entry.prefix_id] = entry
+        if entry.host_pages is not None:
+            self._pinned_host_bytes += entry.host_pages.num_bytes
+            self._scheduler.set_host_copy(entry.prefix_id, True)
+        return entry
+
+    def _check_new(self, entry: PrefixEntry) -> None:
+        expected = 0 if entry.pinned else entry.length
+        if entry.length < 1 or len(entry.ids) != expected:
+            raise PromptLengthError(
+                f"a prefix has at least one token, and an id for each unless its keys and values are given; found "
+                f"length={entry.length}, {len(entry.ids)} ids, keys and values {'' if entry.pinned else 'not '}given."
+            )
+        if entry.host_pages is not None:
+            self._pool.check_host_pages(entry.host_pages, num_pages_of(entry.length))
+
+    def _check(self, entry: PrefixEntry) -> None:
+        if self._by_id.get(entry.prefix_id) is not entry:
+            raise PrefixEntryError(
+                f"prefix {entry.prefix_id} is not in the cache; it was released by all that held it."
+            )
+
+    def _save(self, entry: PrefixEntry, pages: PageIndices) -> None:
+        self._evictions += 1
+        if entry.host_pages is None:
+            num_bytes = len(pages) * self._pool.page_bytes
+            if num_bytes > self._host_budget_bytes:
+                self._drops += 1
+                return
+            entry.host_pages = self._pool.read_pages(pages)
+            self._host_bytes += num_bytes
+            self._scheduler.set_host_copy(entry.prefix_id, True)
+        if not entry.pinned:
+            self._copies[entry.prefix_id] = entry
+            self._copies.move_to_end(entry.prefix_id)
+
+    def _load(self, entry: PrefixEntry) -> None:
+        if entry.host_pages is None:
+            raise PrefixEntryError(f"prefix {entry.prefix_id} has no copy in host memory; it has to be computed.")
+        self._pool.write_pages(self._scheduler.pages_of_prefix(entry.prefix_id), entry.host_pages)
+        self._loads += 1
+        if not entry.pinned:
+            self._copies.move_to_end(entry.prefix_id, last=False)
+
+    def _shrink(self) -> None:
+        """Drop copies until the rest fits the budget."""
+        while self._host_bytes > self._host_budget_bytes:
+            entry = next(iter(self._copies.values()))
+            self._forget_copy(entry)
+            self._scheduler.set_host_copy(entry.prefix_id, False)
+            self._drops += 1
+
+    def _forget_copy(self, entry: PrefixEntry) -> None:
+        if entry.host_pages is None:
+            return
+        if entry.pinned:
+            self._pinned_host_bytes -= entry.host_pages.num_bytes
+        else:
+            del self._copies[entry.prefix_id]
+            self._host_bytes -= entry.host_pages.num_bytes
+        entry.host_pages = None
