@@ -1,0 +1,22 @@
+"""How the engine chooses tokens: settings, penalties, filters, noise, and beam search."""
+
+from ruprompt_fast.engine.sampling.beam import BeamResult, BeamSearch, BeamStep
+from ruprompt_fast.engine.sampling.coverage import padded_only_settings
+from ruprompt_fast.engine.sampling.params import ExtraSettings, FinishReason, SamplingParams, finish_reason
+from ruprompt_fast.engine.sampling.sampler import SampledToken, Sampler, SamplingRow
+from ruprompt_fast.engine.sampling.settings import sampling_params
+
+__all__ = [
+    "BeamResult",
+    "BeamSearch",
+    "BeamStep",
+    "ExtraSettings",
+    "FinishReason",
+    "SampledToken",
+    "Sampler",
+    "SamplingParams",
+    "SamplingRow",
+    "finish_reason",
+    "padded_only_settings",
+    "sampling_params",
+]
