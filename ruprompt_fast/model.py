@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -11,12 +13,18 @@ import torch
 
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
+from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.engine.classify import classify
-from ruprompt_fast.engine.padded import PaddedGenerator
+from ruprompt_fast.engine.dispatch import Dispatcher
+from ruprompt_fast.engine.loading import dtype_of, load_model, load_tokenizer
+from ruprompt_fast.engine.progress import progress_bar
 from ruprompt_fast.engine.registry import PromptRegistry
 from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, merged_config, parallel
+from ruprompt_fast.engine.sampling import ExtraSettings
+from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.engine.stopping import stop_ids
-from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, SettingError, UnsupportedModelError
+from ruprompt_fast.engine.tasks import GenerationTask, make_tasks
+from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 
 if TYPE_CHECKING:
@@ -32,24 +40,25 @@ class FastPromptModel:
     Use :meth:`from_pretrained`. Methods may be called from many threads.
 
     Args:
-        model: a transformers model; it is put into evaluation mode and its input embedding is replaced by
-            :class:`~ruprompt_fast.embedding.SplicedEmbedding`.
+        model: a transformers model; it is put into evaluation mode, its input embedding is replaced by
+            :class:`~ruprompt_fast.embedding.SplicedEmbedding`, and where the engine runs it, its frozen linear layers
+            by packed ones (:meth:`detach` undoes both).
         tokenizer: the model's tokenizer; it is not changed.
-        max_batch_size: requests that run together at most.
+        options: how much the engine may take.
 
     Raises:
         AlreadyAttachedError: prompts are attached to the model already.
         UnsupportedModelError: the model has no table of token embeddings.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_batch_size: int = 64) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, options: EngineOptions | None = None
+    ) -> None:
         if isinstance(model.get_input_embeddings(), SplicedEmbedding):
             raise AlreadyAttachedError(
                 "prompts are attached to this model already; call detach() of the Prompt, MultiPrompt or "
                 "FastPromptModel that holds it first."
             )
-        if max_batch_size < 1:
-            raise SettingError(f"max_batch_size must be at least 1; found {max_batch_size}.")
         self.model = model
         self.tokenizer = tokenizer
         model.eval()
@@ -58,7 +67,7 @@ class FastPromptModel:
         self._registry = PromptRegistry(
             self._embedding.row_width, model.config.name_or_path, weight.device, weight.dtype
         )
-        self._runner = PaddedGenerator(model, tokenizer, self._embedding, max_batch_size)
+        self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options or EngineOptions())
 
     @classmethod
     def from_pretrained(
@@ -70,6 +79,10 @@ class FastPromptModel:
         device: torch.device | str | None = None,
         *,
         max_batch_size: int = 64,
+        max_step_tokens: int = 512,
+        kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
+        host_cache_bytes: int = 1 << 30,
     ) -> FastPromptModel:
         """Load a model and its prompts.
 
@@ -78,11 +91,19 @@ class FastPromptModel:
             prompts: prompts by name.
             tokenizer: a tokenizer, a folder, or a hub id; None takes the model's.
             dtype: the weights' dtype; None takes the file's on a GPU and float32 on a CPU. A model given as an object
-                keeps its own unless this is set.
+                keeps its own unless this is set. ``"int8"`` quantizes the frozen matrices to 8 bits (weights only,
+                CPU), and computes in float32.
             device: None takes the GPU if there is one; a model given as an object stays where it is.
-            max_batch_size: requests that run together at most.
+            max_batch_size: sequences that run together at most.
+            max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others'.
+            kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at
+                most a quarter of the free memory.
+            prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A
+                request whose prefix alone is larger is refused.
+            host_cache_bytes: host memory for prefixes that had to leave the pages.
 
         Raises:
+            SettingError: a size or dtype that cannot work.
             UnsupportedModelError: a model object without ``name_or_path`` and no tokenizer, or no token table.
             PromptFileError, HubError, PromptMismatchError, NonFiniteRowsError: a prompt cannot be loaded. Nothing is
                 changed in a model object then.
@@ -90,17 +111,22 @@ class FastPromptModel:
         sources = prompts.prompts if isinstance(prompts, MultiPrompt) else prompts or {}
         loaded = {name: _load_prompt(source) for name, source in sources.items()}
         is_object = not isinstance(model, (str, os.PathLike))
-        network: Any = model if is_object else _load_model(model, dtype, device)
+        options = EngineOptions(
+            max_batch_size, max_step_tokens, kv_cache_bytes, prefix_cache_bytes, host_cache_bytes, int8=dtype == "int8"
+        )
+        weight_dtype = torch.float32 if dtype == "int8" else dtype
+        network: Any = model if is_object else load_model(model, weight_dtype, device)
         was_training = network.training
-        served = cls(network, _load_tokenizer(model, tokenizer), max_batch_size=max_batch_size)
+        served = cls(network, load_tokenizer(model, tokenizer), options=options)
         try:
             for name, prompt in loaded.items():
                 served.add_prompt(name, prompt)
+            if is_object and (dtype is not None or device is not None):
+                network.to(device=device, dtype=dtype_of(weight_dtype))
+            served.stats()  # builds the engine: its cost belongs to loading, not to the first request
         except Exception:
             served.detach().train(was_training)
             raise
-        if is_object and (dtype is not None or device is not None):
-            network.to(device=device, dtype=_dtype(dtype))
         return served
 
     @property
@@ -122,6 +148,7 @@ class FastPromptModel:
             NonFiniteRowsError: its rows are not finite.
         """
         self._registry.add(name, _load_prompt(prompt))
+        self._dispatcher.forget_retired()
 
     def remove_prompt(self, name: str) -> None:
         """Forget a prompt.
@@ -130,12 +157,45 @@ class FastPromptModel:
             UnknownPromptError: no prompt has that name.
         """
         self._registry.remove(name)
+        self._dispatcher.forget_retired()
+
+    def warm_up(self, prompts: Sequence[str] | None = None) -> None:
+        """Compute the prefixes of prompts now, so that their first requests need not wait.
+
+        Args:
+            prompts: names; None takes all. Those that the memory does not hold are computed when they are used.
+
+        Raises:
+            UnknownPromptError: no prompt has that name.
+            CapacityError: a prefix is longer than the memory for prefixes.
+            EngineStepError: a step that computes a prefix failed.
+        """
+        loaded = self._registry.entries() if prompts is None else [self._registry.loaded(name) for name in prompts]
+        self._dispatcher.warm_up(loaded)
+
+    def stats(self) -> ModelStats:
+        """How requests run, on the engine or on the padded path and why, and the engine's counts."""
+        return self._dispatcher.stats()
+
+    def check_integrity(self) -> None:
+        """Compare what the engine's parts hold; for tests and for the wary.
+
+        Raises:
+            IntegrityError: they disagree, or a page is lost.
+        """
+        self._dispatcher.check_integrity()
 
     def generate(
         self,
         inputs: Input | Sequence[Input],
         prompt: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None = None,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        presence_penalty: float | Sequence[float] = 0.0,
+        frequency_penalty: float | Sequence[float] = 0.0,
+        logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None = None,
+        progress: bool | None = None,
         **generation_kwargs: Any,
     ) -> list[GenerationOutput]:
         """Continue every input behind its prompt.
@@ -145,6 +205,13 @@ class FastPromptModel:
             prompt: a loaded prompt's name for all inputs, or a list with one name (or None) per input.
             generation_config: transformers' settings for all inputs, or a list with one per input; None takes the
                 model's own.
+            seed: of sampling, for all inputs or one per input. A request draws the same tokens for the same seed,
+                whatever else runs; equal inputs with equal seeds get equal texts. None draws one from torch's
+                generator.
+            presence_penalty: taken from the logit of every token that was generated already (new tokens only).
+            frequency_penalty: likewise, times the number of its occurrences.
+            logit_bias: added to the logits of these token ids.
+            progress: whether to show a progress bar; None shows one for long batches on a terminal.
             **generation_kwargs: fields of ``GenerationConfig`` that override it for all inputs.
 
         Returns:
@@ -153,21 +220,61 @@ class FastPromptModel:
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
             UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError, EmptyInputError,
-                ContextLengthError: a request is wrong. Nothing is generated for the others then.
+                ContextLengthError, CapacityError: a request is wrong. Nothing is generated for the others then.
             SettingError: a setting has a value that cannot work, or is one of those that are not supported.
             DetachedModelError: the model has lost its prompts.
+            EngineStepError: a step of the engine failed.
         """
-        requests = self._encode(inputs, prompt)
-        configs: list[GenerationConfig | None] = parallel(generation_config, len(requests), "generation_config")
-        merged = {
-            id(config): merged_config(config, self.model.generation_config, generation_kwargs) for config in configs
-        }
-        for key, config in merged.items():
-            if "eos_token_id" in generation_kwargs:
-                config.eos_token_id = generation_kwargs["eos_token_id"]
-            elif key == id(None) or config.eos_token_id == self.model.generation_config.eos_token_id:
-                config.eos_token_id = stop_ids(config, self.tokenizer)
-        return self._runner.generate(requests, [merged[id(config)] for config in configs])
+        extras = (seed, presence_penalty, frequency_penalty, logit_bias)
+        tasks = self._tasks(inputs, prompt, generation_config, extras, generation_kwargs)
+        with progress_bar(len(tasks), progress) as report:
+            return self._dispatcher.generate(tasks, report)
+
+    def stream(
+        self,
+        input: Input,
+        prompt: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        seed: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        **generation_kwargs: Any,
+    ) -> Iterator[str]:
+        """The continuation of one input, piece by piece; the pieces add up to :meth:`generate`'s text.
+
+        No piece ends inside a letter. Closing the iterator drops the request. Arguments and errors are those of
+        :meth:`generate`; wrong ones are refused before the first piece is asked for.
+        """
+        extras = (seed, presence_penalty, frequency_penalty, logit_bias)
+        (task,) = self._tasks([input], prompt, generation_config, extras, generation_kwargs)
+        return self._dispatcher.stream(task)
+
+    async def astream(
+        self,
+        input: Input,
+        prompt: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[str]:
+        """:meth:`stream` for asyncio: steps run in a thread, so the event loop stays free."""
+        pieces = await asyncio.to_thread(self.stream, input, prompt, generation_config, **kwargs)
+        reading = threading.Lock()  # a cancelled task leaves its thread inside next(), and close() has to wait for it
+
+        def advance() -> str | None:
+            with reading:
+                return next(pieces, None)
+
+        def close() -> None:
+            with reading:
+                cast("Generator[str, None, None]", pieces).close()
+
+        try:
+            while (piece := await asyncio.to_thread(advance)) is not None:
+                yield piece
+        finally:
+            await asyncio.shield(asyncio.to_thread(close))
 
     def classify(
         self,
@@ -187,13 +294,40 @@ class FastPromptModel:
             LabelError: the labels are too few or cannot be told apart; and what :meth:`generate` raises.
         """
         requests = self._encode(inputs, prompt)
-        return classify(requests, labels, self._runner, self.tokenizer, self.model.config)
+        return classify(requests, labels, self._dispatcher, self.tokenizer, self.model.config)
 
     def detach(self) -> PreTrainedModel:
-        """Give the model back with its own input embedding; this object cannot be used afterwards."""
+        """Give the model back with its own input embedding and layers; this object cannot be used afterwards.
+
+        What ``dtype="int8"`` has rounded stays rounded.
+        """
+        self._dispatcher.close()
         if self.model.get_input_embeddings() is self._embedding:
             detach_prompts(self.model)
         return self.model
+
+    def _tasks(
+        self,
+        inputs: Input | Sequence[Input],
+        prompt: str | Sequence[str | None] | None,
+        generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
+        extras: tuple[Any, Any, Any, Any],
+        generation_kwargs: Mapping[str, Any],
+    ) -> list[GenerationTask]:
+        requests = self._encode(inputs, prompt)
+        configs: list[GenerationConfig | None] = parallel(generation_config, len(requests), "generation_config")
+        merged = {
+            id(config): merged_config(config, self.model.generation_config, generation_kwargs) for config in configs
+        }
+        for key, config in merged.items():
+            if "eos_token_id" in generation_kwargs:
+                config.eos_token_id = generation_kwargs["eos_token_id"]
+            elif key == id(None) or config.eos_token_id == self.model.generation_config.eos_token_id:
+                config.eos_token_id = stop_ids(config, self.tokenizer)
+        names = ("seed", "presence_penalty", "frequency_penalty", "logit_bias")
+        columns = [parallel(value, len(requests), name) for name, value in zip(names, extras, strict=True)]
+        settings = [ExtraSettings(*values) for values in zip(*columns, strict=True)]
+        return make_tasks(requests, [merged[id(config)] for config in configs], settings, self.model.config)
 
     def _encode(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
         batch = as_batch(inputs)
@@ -208,49 +342,3 @@ def _load_prompt(source: PromptSource) -> Prompt:
     if not isinstance(source, (str, os.PathLike)):
         raise PromptInitError(f"expected a Prompt, a folder or a hub id; found {type(source).__name__}.")
     return Prompt.from_pretrained(source)
-
-
-def _load_model(
-    model: Any,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    target = torch.device(device) if device is not None else _default_device()
-    if dtype is None:
-        # float16 arithmetic on a CPU is many times slower than float32.
-        dtype = torch.float32 if target.type == "cpu" else "auto"
-    config = AutoConfig.from_pretrained(model)
-    factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    network: Any = factory.from_pretrained(model, dtype=dtype)
-    return cast("PreTrainedModel", network.to(target).requires_grad_(False))
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype by object or name; a model object's own for ``auto``."""
-    if not isinstance(dtype, str) or dtype == "auto":
-        return None if isinstance(dtype, str) else dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise SettingError(f"unknown dtype {dtype!r}; expected a name such as 'float32' or 'bfloat16'.")
-    return found
-
-
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _load_tokenizer(
-    model: PreTrainedModel | str | os.PathLike[str],
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
-) -> PreTrainedTokenizerBase:
-    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
-        return tokenizer
-    source = tokenizer or (model if isinstance(model, (str, os.PathLike)) else model.config.name_or_path)
-    if not source:
-        raise UnsupportedModelError("this model object does not say where it comes from; give its tokenizer too.")
-    from transformers import AutoTokenizer
-
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    return loaded

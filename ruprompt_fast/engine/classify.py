@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor
 
 from ruprompt_fast.core import ClassificationOutput
 from ruprompt_fast.engine.context import check_fits
-from ruprompt_fast.engine.padded import PaddedGenerator
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.errors import LabelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+# Requests scored at a time: the logits of one take 0.2 MB at a vocabulary of 50,000.
+_CHUNK = 256
+
+
+class Scorer(Protocol):
+    """Something that runs requests for their logits."""
+
+    def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
+        """[requests, len(continuation) + 1, vocabulary]: logits behind each request and each token behind it."""
+        ...
 
 
 def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -36,7 +48,7 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
 def classify(
     requests: Sequence[Request],
     labels: Sequence[str],
-    runner: PaddedGenerator,
+    runner: Scorer,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
 ) -> list[ClassificationOutput]:
@@ -52,17 +64,24 @@ def classify(
     label_ids = encode_labels(labels, tokenizer)
     for index, request in enumerate(requests):
         check_fits(config, len(request.input_ids), max(map(len, label_ids)) - 1, index)
-    scores = torch.zeros((len(requests), len(labels)))
+    chunks = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
+    scores = torch.cat([_scores(chunk, label_ids, runner) for chunk in chunks])
+    return [
+        ClassificationOutput(
+            labels[int(row.argmax())],
+            dict(zip(labels, row.tolist(), strict=True)),
+            request.prompt_name,
+        )
+        for request, row in zip(requests, scores.softmax(-1), strict=True)
+    ]
+
+
+def _scores(requests: Sequence[Request], label_ids: Sequence[list[int]], runner: Scorer) -> Tensor:
+    """The log-probability of every label behind every request, [requests, labels]."""
+    scores = torch.zeros((len(requests), len(label_ids)))
     for prefix in dict.fromkeys(tuple(ids[:-1]) for ids in label_ids):
         logprobs = runner.continuation_logits(requests, prefix).log_softmax(-1).cpu()
         for column, ids in enumerate(label_ids):
             if tuple(ids[:-1]) == prefix:
                 scores[:, column] = logprobs[:, torch.arange(len(ids)), torch.tensor(ids)].sum(-1)
-    return [
-        ClassificationOutput(
-            labels[int(row.argmax())],
-            dict(zip(labels, row.tolist(), strict=True)),
-            request.prompt.name if request.prompt is not None else None,
-        )
-        for request, row in zip(requests, scores.softmax(-1), strict=True)
-    ]
+    return scores

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import copy
 import inspect
-import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.engine.context import NewTokens, new_tokens
+from ruprompt_fast.engine.context import NewTokens
+from ruprompt_fast.engine.loop import FairLock
+from ruprompt_fast.engine.padded_context import check_attached, own_defaults, reads_input_ids, score_columns, seeded
+from ruprompt_fast.engine.padded_stream import stream_text
 from ruprompt_fast.engine.requests import Request
-from ruprompt_fast.engine.stopping import StopStrings
-from ruprompt_fast.errors import DetachedModelError, SettingError
+from ruprompt_fast.engine.stopping import StopStrings, unused_ids
+from ruprompt_fast.engine.tasks import GenerationTask
+from ruprompt_fast.errors import SettingError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+    from transformers.generation.streamers import BaseStreamer
 
     from ruprompt_fast.embedding import SplicedEmbedding
-
-# Settings whose processors look up scores by the ids of the input: prompt rows and padding need columns there.
-_READS_INPUT_IDS = (
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "watermarking_config",
-)
 
 
 class PaddedGenerator:
@@ -48,6 +40,7 @@ class PaddedGenerator:
         tokenizer: its tokenizer.
         embedding: the model's input embedding.
         max_batch_size: requests that run together at most.
+        turn: held while the model runs.
     """
 
     def __init__(
@@ -56,36 +49,47 @@ class PaddedGenerator:
         tokenizer: PreTrainedTokenizerBase,
         embedding: SplicedEmbedding,
         max_batch_size: int,
+        turn: FairLock,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._embedding = embedding
         self._max_batch_size = max_batch_size
-        self._lock = threading.Lock()
+        self._turn = turn
         self._takes = set(inspect.signature(model.forward).parameters)
 
-    def generate(self, requests: Sequence[Request], configs: Sequence[GenerationConfig]) -> list[GenerationOutput]:
-        """Generate for every request with its own settings; ``num_return_sequences`` outputs each, in order.
+    def generate(
+        self, tasks: Sequence[GenerationTask], progress: Callable[[int], None] | None = None
+    ) -> list[list[GenerationOutput]]:
+        """Generate for every task with its own settings; ``num_return_sequences`` outputs each, in order.
+
+        Args:
+            tasks: requests and settings.
+            progress: is told how many tasks are done.
 
         Raises:
-            ContextLengthError, SettingError: a request and its new tokens cannot work. Nothing is run then.
+            SettingError: transformers cannot do what is asked. Nothing is run then.
             DetachedModelError: the model has lost its prompts.
         """
-        budgets = [
-            new_tokens(self._model.config, request.input_ids, config, index)
-            for index, (request, config) in enumerate(zip(requests, configs, strict=True))
-        ]
-        guided = any(config.guidance_scale not in (None, 1) for config in configs)
+        guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)
         if guided and self._model.config.is_encoder_decoder:
             raise SettingError("guidance_scale needs a decoder-only model: transformers cannot guide encoder-decoders.")
-        results: list[list[GenerationOutput]] = [[] for _ in requests]
+        if any(task.config.prompt_lookup_num_tokens and task.config.do_sample for task in tasks if task.request.prompt):
+            raise SettingError(
+                "prompt_lookup_num_tokens with do_sample=True cannot run behind a prompt: transformers would propose "
+                "the prompt's rows as tokens. Leave one of the two out."
+            )
+        results: list[list[GenerationOutput]] = [[] for _ in tasks]
+        num_done = 0
         with self._running():
-            for indices in self._batches(requests, configs, budgets):
-                batch = [requests[index] for index in indices]
-                outputs = self._run(batch, configs[indices[0]], budgets[indices[0]])
-                for index, output in zip(indices, outputs, strict=True):
+            for indices in self._batches(tasks):
+                batch = [tasks[index] for index in indices]
+                for index, output in zip(indices, self._run(batch), strict=True):
                     results[index] = output
-        return [output for outputs in results for output in outputs]
+                num_done += len(indices)
+                if progress is not None:
+                    progress(num_done)
+        return results
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
         """Logits behind each request and behind each token of a continuation.
@@ -105,8 +109,7 @@ class PaddedGenerator:
             decoder_ids = torch.tensor([[start, *continuation]] * len(batch), device=input_ids.device)
             inputs: dict[str, Any] = {"decoder_input_ids": decoder_ids}
         else:
-            longer = [Request([*request.input_ids, *continuation], request.prompt) for request in batch]
-            input_ids, mask, rows = self._assemble(longer)
+            input_ids, mask, rows = self._assemble([request.followed_by(continuation) for request in batch])
             inputs = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if "position_ids" in self._takes else {}
         if "logits_to_keep" in self._takes:
             inputs["logits_to_keep"] = len(continuation) + 1
@@ -114,18 +117,19 @@ class PaddedGenerator:
             logits = self._model(input_ids=input_ids, attention_mask=mask, use_cache=False, **inputs).logits
         return cast(Tensor, logits[:, -(len(continuation) + 1) :].float())
 
-    def _batches(
-        self, requests: Sequence[Request], configs: Sequence[GenerationConfig], budgets: Sequence[NewTokens]
-    ) -> Iterator[list[int]]:
-        """Indices of requests with the same settings, of like lengths, at most ``max_batch_size`` together."""
-        keys = {id(config): repr(sorted(config.to_dict().items())) for config in configs}
-        groups: dict[tuple[str, NewTokens], list[int]] = {}
-        for index, config in enumerate(configs):
-            groups.setdefault((keys[id(config)], budgets[index]), []).append(index)
+    def _batches(self, tasks: Sequence[GenerationTask]) -> Iterator[list[int]]:
+        """Indices of tasks with the same settings, of like lengths, at most ``max_batch_size`` together."""
+        keys = {id(task.config): repr(sorted(task.config.to_dict().items())) for task in tasks}
+        groups: dict[tuple[str, NewTokens, int | None], list[int]] = {}
+        for index, task in enumerate(tasks):
+            groups.setdefault((keys[id(task.config)], task.budget, task.extras.seed), []).append(index)
         for indices in groups.values():
-            indices.sort(key=lambda index: len(requests[index].input_ids))
-            # transformers looks candidates up in the input of a single request only.
-            size = 1 if configs[indices[0]].prompt_lookup_num_tokens else self._max_batch_size
+            indices.sort(key=lambda index: len(tasks[index].request.input_ids))
+            task = tasks[indices[0]]
+            # transformers draws one stream for a batch, so what has a seed runs alone; and it looks candidates up in
+            # the input of a single request only.
+            alone = task.config.prompt_lookup_num_tokens or (task.config.do_sample and task.extras.seed is not None)
+            size = 1 if alone else self._max_batch_size
             for start in range(0, len(indices), size):
                 yield indices[start : start + size]
 
@@ -149,20 +153,40 @@ class PaddedGenerator:
             mask[row, longest - len(ids) :] = 1
         return input_ids.to(weight.device), mask.to(weight.device), torch.cat(parts)
 
+    def stream(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
+        """The text of a task's one output, piece by piece; closing the iterator stops generating."""
+
+        def generate(streamer: BaseStreamer, closed: StoppingCriteria) -> None:
+            with self._running():
+                self._run([task], streamer, closed)
+
+        return stream_text(generate, self._tokenizer, stop_strings, self._turn)
+
     def _run(
-        self, batch: Sequence[Request], config: GenerationConfig, budget: NewTokens
+        self,
+        tasks: Sequence[GenerationTask],
+        streamer: BaseStreamer | None = None,
+        closed: StoppingCriteria | None = None,
     ) -> list[list[GenerationOutput]]:
+        """Run tasks that share their settings."""
+        batch = [task.request for task in tasks]
         input_ids, mask, rows = self._assemble(batch)
-        settings, strings = self._settings(config, budget)
+        settings, strings = self._settings(tasks[0].config, tasks[0].budget)
         new_start = 1 if self._model.config.is_encoder_decoder else input_ids.shape[1]
         stop = StopStrings(strings, self._tokenizer, new_start)
-        columns = rows.shape[0] if _reads_input_ids(settings) else 0
-        with self._embedding.rows_for_call(rows), self._score_columns(columns), self._defaults(settings):
+        columns = self._embedding.first_prompt_id + rows.shape[0]
+        with (
+            self._embedding.rows_for_call(rows),
+            score_columns(self._model, columns) if reads_input_ids(settings) else nullcontext(),
+            own_defaults(self._model, settings),
+            seeded(tasks[0].extras.seed),
+        ):
             result = cast(Any, self._model).generate(
                 input_ids=input_ids,
                 attention_mask=mask,
                 generation_config=settings,
-                stopping_criteria=[stop] if strings else None,
+                stopping_criteria=[criterion for criterion in (stop if strings else None, closed) if criterion],
+                streamer=streamer,
             )
         token_ids = result.sequences[:, new_start:].tolist()
         logprobs = _token_logprobs(result, token_ids) if settings.output_scores else None
@@ -181,53 +205,18 @@ class PaddedGenerator:
         settings.max_length, settings.min_length = None, None
         settings.max_new_tokens, settings.min_new_tokens = budget.most, budget.least or None
         settings.pad_token_id = _padding_token(self._tokenizer, settings, self._embedding.num_embeddings)
-        never = _unused_ids(self._model, self._tokenizer)
+        never = unused_ids(self._model, self._tokenizer)
         if never:
             settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), *never})
         strings, settings.stop_strings = settings.stop_strings or [], None
         return settings, [strings] if isinstance(strings, str) else list(strings)
 
     @contextmanager
-    def _score_columns(self, rows: int) -> Iterator[None]:
-        """Give the logits a column for every id of the batch's table, so that processors can look them up.
-
-        The columns hold the smallest finite number: with minus infinity, guidance would subtract infinities.
-        """
-        if not rows:
-            yield
-            return
-        columns = self._embedding.first_prompt_id + rows
-
-        def widen(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-            missing = columns - output.logits.shape[-1]
-            output.logits = F.pad(output.logits, (0, missing), value=torch.finfo(output.logits.dtype).min)
-
-        handle = self._model.register_forward_hook(widen)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @contextmanager
     def _running(self) -> Iterator[None]:
         """One call at a time, without gradients, on a model that still has its prompts."""
-        with self._lock, torch.inference_mode():
-            if self._model.get_input_embeddings() is not self._embedding:
-                raise DetachedModelError(
-                    "the model's input embedding is not this FastPromptModel's any more: it was detached, or another "
-                    "prompt was attached. Make a new FastPromptModel, and attach nothing else to a model it serves."
-                )
+        with self._turn, torch.inference_mode():
+            check_attached(self._model, self._embedding)
             yield
-
-    @contextmanager
-    def _defaults(self, settings: GenerationConfig) -> Iterator[None]:
-        """Keep transformers from filling unset settings in from the model's defaults a second time."""
-        model = cast(Any, self._model)
-        defaults, model.generation_config = model.generation_config, settings
-        try:
-            yield
-        finally:
-            model.generation_config = defaults
 
     def _output(
         self,
@@ -251,16 +240,11 @@ class PaddedGenerator:
             reason = "stop"
         else:
             reason = "length" if len(kept) == settings.max_new_tokens else "time"
-        name = request.prompt.name if request.prompt is not None else None
-        return GenerationOutput(text, kept, name, reason, logprobs[: len(kept)] if logprobs is not None else None)
+        kept_logprobs = logprobs[: len(kept)] if logprobs is not None else None
+        return GenerationOutput(text, kept, request.prompt_name, reason, kept_logprobs)
 
     def _decode(self, token_ids: list[int]) -> str:
         return cast(str, self._tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-def _reads_input_ids(config: GenerationConfig) -> bool:
-    neutral = (None, 0, 1, 1.0)
-    return any(getattr(config, name, None) not in neutral for name in _READS_INPUT_IDS)
 
 
 def _token_logprobs(result: Any, token_ids: list[list[int]]) -> list[list[float]]:
@@ -281,13 +265,3 @@ def _padding_token(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig,
     eos = config.eos_token_id
     candidates = [config.pad_token_id, tokenizer.pad_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])]
     return next((token for token in candidates if isinstance(token, int) and 0 <= token < num_embeddings), 0)
-
-
-def _unused_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that the output layer has but the tokenizer does not, and markers: they must never be generated."""
-    from ruprompt_fast.prompts import is_marker
-
-    vocab_size = model.config.get_text_config().vocab_size
-    markers = [index for token, index in tokenizer.get_added_vocab().items() if is_marker(token)]
-    unused = set(range(len(tokenizer), vocab_size)) | {index for index in markers if index < vocab_size}
-    return sorted(unused)

@@ -20,14 +20,23 @@ from ruprompt_fast.errors import (
 from ruprompt_fast.prompts import Prompt, PromptFormat
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LoadedPrompt:
-    """A prompt ready to serve: ``rows`` [num_rows, width] on the model's device, in its dtype."""
+    """A prompt ready to serve.
+
+    Attributes:
+        name: the name it was loaded under.
+        prompt: the prompt.
+        format: its format for serving.
+        rows: [num_rows, width] on the model's device, in its dtype.
+        retired: whether it was replaced or removed since; requests that were encoded before still use it.
+    """
 
     name: str
     prompt: Prompt
     format: PromptFormat
     rows: Tensor
+    retired: bool = False
 
 
 class PromptRegistry(Mapping[str, Prompt]):
@@ -67,7 +76,10 @@ class PromptRegistry(Mapping[str, Prompt]):
             )
         entry = LoadedPrompt(name, prompt, _serving_format(prompt.format), converted)
         with self._lock:
+            replaced = self._loaded.get(name)
             self._loaded = {**self._loaded, name: entry}
+            if replaced is not None:
+                replaced.retired = True
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -76,8 +88,13 @@ class PromptRegistry(Mapping[str, Prompt]):
             UnknownPromptError: no prompt has that name.
         """
         with self._lock:
-            self.loaded(name)
+            removed = self.loaded(name)
             self._loaded = {key: value for key, value in self._loaded.items() if key != name}
+            removed.retired = True
+
+    def entries(self) -> list[LoadedPrompt]:
+        """All that are loaded at this moment."""
+        return list(self._loaded.values())
 
     def loaded(self, name: str) -> LoadedPrompt:
         """The entry of that name.

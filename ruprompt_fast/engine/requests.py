@@ -51,10 +51,21 @@ class Request:
     Attributes:
         input_ids: token ids, and ``first_row_id + k`` for row k of the prompt.
         prompt: the prompt, or None.
+        prefix_len: how many of the leading ids are the same for every request of the prompt.
     """
 
     input_ids: list[int]
     prompt: LoadedPrompt | None
+    prefix_len: int = 0
+
+    @property
+    def prompt_name(self) -> str | None:
+        """The name of its prompt."""
+        return self.prompt.name if self.prompt is not None else None
+
+    def followed_by(self, token_ids: Sequence[int]) -> Request:
+        """The request with more tokens at its end."""
+        return Request([*self.input_ids, *token_ids], self.prompt, self.prefix_len) if token_ids else self
 
 
 def as_batch(inputs: Input | Sequence[Input]) -> list[Input]:
@@ -111,22 +122,22 @@ def encode_requests(
         entry = loaded[name]
         check_fields(fields, PLAIN_TEXT.fields if entry is None else entry.format.fields, name)
         groups.setdefault(name, []).append(index)
-    encoded: list[list[int]] = [[] for _ in batch]
+    encoded: list[Request] = [Request([], None)] * len(batch)
     for name, indices in groups.items():
         entry = loaded[name]
         format = PLAIN_TEXT if entry is None else entry.format
         group = format.encode_batch([batch[index] for index in indices], tokenizer, first_row_id=first_row_id)
         for index, item in zip(indices, group, strict=True):
-            encoded[index] = item.input_ids
-    for index, input_ids in enumerate(encoded):
-        if not input_ids and tokenizer.bos_token_id is not None:
-            encoded[index] = [tokenizer.bos_token_id]
-        elif not input_ids:
+            encoded[index] = Request(item.input_ids, entry, item.prefix_len)
+    for index, request in enumerate(encoded):
+        if not request.input_ids and tokenizer.bos_token_id is not None:
+            encoded[index] = Request([tokenizer.bos_token_id], request.prompt)
+        elif not request.input_ids:
             raise EmptyInputError(
                 f"input {index} is empty and has no prompt; give it text or a prompt, "
                 "or use a tokenizer with a beginning-of-text token."
             )
-    return [Request(input_ids, loaded[name]) for input_ids, name in zip(encoded, prompts, strict=True)]
+    return encoded
 
 
 def merged_config(

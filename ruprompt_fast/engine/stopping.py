@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_MAX_UTF8_BYTES = 4
+MAX_UTF8_BYTES = 4
 
 
 def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
@@ -29,6 +29,39 @@ def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted(stop for stop in stops if stop is not None) or None
 
 
+def unused_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the output layer has but the tokenizer does not, and markers: they must never be generated."""
+    from ruprompt_fast.prompts import is_marker
+
+    vocab_size = model.config.get_text_config().vocab_size
+    markers = [index for token, index in tokenizer.get_added_vocab().items() if is_marker(token)]
+    unused = set(range(len(tokenizer), vocab_size)) | {index for index in markers if index < vocab_size}
+    return sorted(unused)
+
+
+class StopTexts:
+    """Strings that end a text as soon as it contains one of them; false if there are none.
+
+    Args:
+        strings: the stop strings, or a single one; empty strings are left out.
+
+    Attributes:
+        longest: the length of the longest string, in characters.
+    """
+
+    def __init__(self, strings: str | Sequence[str]) -> None:
+        given = [strings] if isinstance(strings, str) else strings
+        self._strings = tuple(string for string in given if string)
+        self.longest = max((len(string) for string in self._strings), default=0)
+
+    def __bool__(self) -> bool:
+        return bool(self._strings)
+
+    def found_in(self, text: str) -> bool:
+        """Whether the text contains one of the strings."""
+        return any(string in text for string in self._strings)
+
+
 class StopStrings(StoppingCriteria):
     """Ends a sequence as soon as its new text contains one of the strings.
 
@@ -42,11 +75,11 @@ class StopStrings(StoppingCriteria):
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, new_start: int) -> None:
-        self._strings = [string for string in strings if string]
+        self._stops = StopTexts(strings)
         self._tokenizer = tokenizer
         self._new_start = new_start
         # A byte-level token may hold a single byte, so a string spans at most this many tokens.
-        self._window = 1 + max((len(string) for string in self._strings), default=0) * _MAX_UTF8_BYTES
+        self._window = 1 + self._stops.longest * MAX_UTF8_BYTES
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each sequence [batch, length] is done, as bool [batch]."""
@@ -56,4 +89,4 @@ class StopStrings(StoppingCriteria):
 
     def contained_in(self, text: str) -> bool:
         """Whether the text contains one of the strings."""
-        return any(string in text for string in self._strings)
+        return self._stops.found_in(text)

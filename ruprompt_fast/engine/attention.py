@@ -1,0 +1,127 @@
+"""The attention function that transformers' modules call while the engine runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ruprompt_fast.errors import AttentionError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# transformers reads a meaning into names that contain flash, sdpa, flex_attention or "paged|".
+NAME = "ruprompt_fast"
+
+# What modules hand to every attention function and ours needs not know: positions are in the ids of the pages.
+_IRRELEVANT = {
+    "cache_position",
+    "head_mask",
+    "is_causal",
+    "layer_head_mask",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "past_key_values",
+    "position_bias",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+
+
+class Attending(Protocol):
+    """Who computes attention during one forward pass; it reaches :func:`attend` as the keyword ``attending``."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of one layer over query [N, heads, D], key [N, kv_heads, D] and value: [N, heads, value_dim]."""
+        ...
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    attending: Attending | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Hand one layer's query [1, heads, N, D], key and value [1, kv_heads, N, D] to ``attending``.
+
+    Returns:
+        [1, N, heads, value_dim], and no weights.
+
+    Raises:
+        AttentionError: nobody attends (the model was called outside the engine), or the layer asks for something that
+            is not known here; silence would give wrong numbers.
+    """
+    layer = getattr(module, "layer_idx", None)
+    if attending is None or layer is None:
+        raise AttentionError(
+            f"attention {NAME!r} runs inside the engine only; set another attn_implementation to call the model itself."
+        )
+    unknown = {name for name, given in kwargs.items() if given is not None} - _IRRELEVANT
+    if unknown or attention_mask is not None or dropout or query.shape[0] != 1:
+        what = ", ".join(sorted(unknown)) or "a mask, dropout or a batch dimension"
+        raise AttentionError(f"{type(module).__name__} asks its attention for {what}, which the engine does not know.")
+    out = attending.attend(
+        layer,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+    )
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+class AttentionSwitch:
+    """Switches a model between its own attention and :func:`attend`.
+
+    Args:
+        model: the model; its modules read the implementation from their configs at every call.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        configs = {id(config): config for config in map(_config, model.modules()) if config is not None}
+        self._configs: list[Any] = list(configs.values())
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        """Within the block, the model's layers call :func:`attend`."""
+        before = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation_internal = NAME
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = name
+
+
+def _config(module: nn.Module) -> PretrainedConfig | None:
+    config = getattr(module, "config", None)
+    return config if hasattr(config, "_attn_implementation_internal") else None

@@ -1,0 +1,138 @@
+"""Building an engine for a model: the probe, the packed layers, the pool and what works on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ruprompt_fast._C import Scheduler
+from ruprompt_fast.cache import KVPool, LayerShape, PrefixCache, model_identity
+from ruprompt_fast.engine.batch import BatchBuilder
+from ruprompt_fast.engine.context import context_length
+from ruprompt_fast.engine.engine import Engine
+from ruprompt_fast.engine.memory import available_bytes
+from ruprompt_fast.engine.packing import PackedModel, pack_model
+from ruprompt_fast.engine.prefixes import PromptPrefixes
+from ruprompt_fast.engine.probe import probe
+from ruprompt_fast.engine.runner import ModelRunner
+from ruprompt_fast.errors import SettingError, UnsupportedModelError
+from ruprompt_fast.ops import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+
+_UNBOUNDED_CONTEXT = 8192
+# A quarter leaves room for the weights of a second model and for everybody else on the machine.
+_FREE_MEMORY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much an engine may take.
+
+    Attributes:
+        max_batch_size: sequences that run together at most.
+        max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others' tokens.
+        kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at most
+            a quarter of the free memory.
+        prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A request
+            whose prefix alone is larger is refused.
+        host_cache_bytes: host memory for prefixes that had to leave the pages.
+        int8: quantize the frozen matrices to 8 bits (weights only).
+
+    Raises:
+        SettingError: a size that cannot work.
+    """
+
+    max_batch_size: int = 64
+    max_step_tokens: int = 512
+    kv_cache_bytes: int | None = None
+    prefix_cache_bytes: int | None = None
+    host_cache_bytes: int = 1 << 30
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_batch_size": 1,
+            "max_step_tokens": 1,
+            "kv_cache_bytes": 1,
+            "prefix_cache_bytes": 0,
+            "host_cache_bytes": 0,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is None and name in ("kv_cache_bytes", "prefix_cache_bytes"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+                raise SettingError(f"{name} must be an integer of at least {bound}; found {value!r}.")
+        if self.max_step_tokens < self.max_batch_size:
+            raise SettingError(
+                f"max_step_tokens={self.max_step_tokens} must be at least max_batch_size={self.max_batch_size}: every "
+                "running sequence decodes one token in a step."
+            )
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, and the model's packed layers."""
+
+    engine: Engine
+    packed: PackedModel
+
+
+def build_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    embedding: SplicedEmbedding,
+    options: EngineOptions,
+) -> BuiltEngine:
+    """Probe the model, pack its layers, and set up an engine for it.
+
+    Raises:
+        UnsupportedModelError: the model cannot run on the engine; the message says why. It is unchanged then.
+        SettingError: the memory does not hold one page for every layer.
+    """
+    if embedding.weight.device.type != "cpu":
+        raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {embedding.weight.device}.")
+    layers = probe(model, embedding)
+    identity, dtype = model_identity(model), embedding.weight.dtype
+    pool = KVPool(layers, _num_pages(model, layers, dtype, options), dtype, embedding.weight.device)
+    # One more than the positions: the last token of a full context is never run.
+    max_model_len = (context_length(model.config) or _UNBOUNDED_CONTEXT) + 1
+    prefix_bytes = options.prefix_cache_bytes
+    scheduler = Scheduler(
+        num_pages=pool.num_pages,
+        page_size=PAGE_SIZE,
+        max_sequences=options.max_batch_size,
+        max_model_len=max_model_len,
+        max_prefix_pages=-1 if prefix_bytes is None else prefix_bytes // pool.page_bytes,
+        max_step_tokens=options.max_step_tokens,
+    )
+    cache = PrefixCache(scheduler, pool, host_budget_bytes=options.host_cache_bytes)
+    first_row_id = embedding.first_prompt_id + 1
+    engine = Engine(
+        scheduler,
+        pool,
+        cache,
+        PromptPrefixes(cache, identity, dtype, tokenizer, first_row_id),
+        BatchBuilder(embedding, first_row_id),
+        ModelRunner(model, embedding, pool),
+        options.max_step_tokens,
+    )
+    return BuiltEngine(engine, pack_model(model, int8=options.int8))
+
+
+def _num_pages(model: PreTrainedModel, layers: list[LayerShape], dtype: torch.dtype, options: EngineOptions) -> int:
+    budget = options.kv_cache_bytes
+    if budget is None:
+        pages_per_sequence = -(-(context_length(model.config) or _UNBOUNDED_CONTEXT) // PAGE_SIZE)
+        enough = options.max_batch_size * pages_per_sequence * KVPool.bytes_per_page(layers, dtype)
+        budget = min(enough, int(available_bytes() * _FREE_MEMORY_SHARE))
+    try:
+        return KVPool.pages_for_budget(layers, dtype, budget)
+    except SettingError as error:
+        raise SettingError(f"kv_cache_bytes={budget}: {error}") from error

@@ -1,0 +1,211 @@
+"""Which path a request takes: the engine where it can, transformers' own generate where it must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.engine.build import BuiltEngine, EngineOptions, build_engine
+from ruprompt_fast.engine.generator import EngineGenerator, Progress
+from ruprompt_fast.engine.loop import FairLock
+from ruprompt_fast.engine.padded import PaddedGenerator
+from ruprompt_fast.engine.padded_context import check_attached
+from ruprompt_fast.engine.registry import LoadedPrompt
+from ruprompt_fast.engine.requests import Request
+from ruprompt_fast.engine.sampling import padded_only_settings
+from ruprompt_fast.engine.stats import ModelStats
+from ruprompt_fast.engine.stopping import unused_ids
+from ruprompt_fast.engine.tasks import GenerationTask
+from ruprompt_fast.errors import DetachedModelError, SettingError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+
+_GONE = "the model was detached, converted or loaded with other weights while this request ran; make the request again."
+
+
+class Dispatcher:
+    """Runs every request on the engine, or on the padded path if its model or its settings need that.
+
+    The engine is built at the first use, and again if the model has been converted, moved or loaded with other weights
+    since.
+
+    Args:
+        model: the model, with ``embedding`` attached.
+        tokenizer: its tokenizer.
+        embedding: its input embedding.
+        options: what the engine may take.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        embedding: SplicedEmbedding,
+        options: EngineOptions,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._embedding = embedding
+        self._options = options
+        self._vocab_size: int = model.config.get_text_config().vocab_size
+        self._turn = FairLock()
+        self._padded = PaddedGenerator(model, tokenizer, embedding, options.max_batch_size, self._turn)
+        self._current: _Current | None = None
+
+    def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
+        """Generate for every task; ``num_return_sequences`` outputs each, in order.
+
+        Raises:
+            SettingError, CapacityError: a task cannot work. Nothing is run then.
+            DetachedModelError: the model has lost its prompts.
+            EngineStepError: a step of the engine failed.
+        """
+        current = self._ready()
+        needs = [self._padded_needs(current, task) for task in tasks]
+        engine_tasks = [task for task, need in zip(tasks, needs, strict=True) if not need]
+        padded_tasks = [task for task, need in zip(tasks, needs, strict=True) if need]
+        params = [task.params(self._vocab_size) for task in engine_tasks]
+        by_engine: Iterator[list[GenerationOutput]] = iter(())
+        if engine_tasks and current.generator is not None:  # first: it refuses what does not fit
+            by_engine = iter(current.generator.generate([task.request for task in engine_tasks], params, progress))
+        num_before = len(engine_tasks)
+        report = None if progress is None else lambda num_done: progress(num_before + num_done)
+        by_transformers = iter(self._padded.generate(padded_tasks, report) if padded_tasks else ())
+        ordered = [next(by_transformers) if need else next(by_engine) for need in needs]
+        return [output for of_task in ordered for output in of_task]
+
+    def stream(self, task: GenerationTask) -> Iterator[str]:
+        """The text of a task's one output, piece by piece.
+
+        Raises:
+            SettingError: the settings ask for several outputs or for beams; and what :meth:`generate` raises.
+        """
+        params = task.params(self._vocab_size)
+        if params.num_beams > 1 or params.num_return_sequences > 1:
+            raise SettingError(
+                "a stream gives one text as it is written: num_beams and num_return_sequences must be 1; found "
+                f"{params.num_beams} and {params.num_return_sequences}."
+            )
+        current = self._ready()
+        if current.generator is None or self._padded_needs(current, task):
+            return self._padded.stream(task, params.stop_strings)
+        return current.generator.stream(task.request, params)
+
+    def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
+        """Logits behind each request and behind each token of a continuation.
+
+        Returns:
+            [requests, len(continuation) + 1, vocabulary], float32.
+        """
+        return (self._ready().generator or self._padded).continuation_logits(requests, continuation)
+
+    def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
+        """Compute the prompts' prefixes now, as far as there is room; nothing to do on the padded path."""
+        generator = self._ready().generator
+        if generator is not None:
+            generator.warm_up(prompts)
+
+    def forget_retired(self) -> None:
+        """Let go of the prefixes of prompts that were replaced or removed."""
+        current = self._current
+        if current is not None and current.built is not None:
+            with self._turn:
+                current.built.engine.forget_retired()
+
+    def stats(self) -> ModelStats:
+        """How requests run, and the engine's counts."""
+        current = self._ready()
+        if current.built is None:
+            return ModelStats("padded", current.reason, None)
+        with self._turn:
+            return ModelStats("engine", "", current.built.engine.stats())
+
+    def check_integrity(self) -> None:
+        """Compare what the engine's parts hold.
+
+        Raises:
+            IntegrityError: they disagree, or a page is lost.
+        """
+        current = self._current
+        if current is not None and current.built is not None:
+            with self._turn:
+                current.built.engine.check_integrity()
+
+    def close(self) -> None:
+        """Free the pages and give the model its own layers back; requests that still run fail."""
+        with self._turn:
+            self._drop()
+
+    def _padded_needs(self, current: _Current, task: GenerationTask) -> str:
+        """Why a task has to take the padded path; empty if it need not."""
+        settings = padded_only_settings(task.config)
+        sequences = max(task.config.num_beams or 1, task.config.num_return_sequences or 1)
+        if sequences > self._options.max_batch_size:
+            settings = [*settings, f"{sequences} sequences, more than max_batch_size={self._options.max_batch_size}"]
+        why = current.reason or (f"of {', '.join(settings)}" if settings else "")
+        if why and (names := task.extras.engine_only()):
+            raise SettingError(
+                f"{', '.join(names)}: only the engine knows these, and this request takes transformers' own generate "
+                f"because {why}. Leave them out, or what sends the request there."
+            )
+        return why
+
+    def _ready(self) -> _Current:
+        """The engine for the model as it is now."""
+        check_attached(self._model, self._embedding)
+        state = _state(self._embedding.weight)
+        current = self._current
+        if current is not None and current.state == state:  # without the turn: a step may hold it for long
+            return current
+        with self._turn:
+            if self._current is None or self._current.state != state:
+                self._drop()
+                self._current = self._build(state)
+            return self._current
+
+    def _build(self, state: tuple[object, ...]) -> _Current:
+        try:
+            built = build_engine(self._model, self._tokenizer, self._embedding, self._options)
+        except UnsupportedModelError as error:
+            if self._options.int8:
+                raise UnsupportedModelError(
+                    f'dtype="int8" needs the engine, and this model cannot run on it: {error} Leave dtype="int8" out.'
+                ) from error
+            return _Current(state, str(error), None, None)
+        generator = EngineGenerator(
+            built.engine,
+            self._turn,
+            self._tokenizer,
+            self._vocab_size,
+            unused_ids(self._model, self._tokenizer),
+        )
+        return _Current(state, "", built, generator)
+
+    def _drop(self) -> None:
+        if self._current is not None and self._current.built is not None:
+            self._current.built.engine.fail_all(lambda: DetachedModelError(_GONE))
+            self._current.built.packed.unpack()
+        self._current = None
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The engine for the weights of the model as they were, or the reason why there is none."""
+
+    state: tuple[object, ...]
+    reason: str
+    built: BuiltEngine | None
+    generator: EngineGenerator | None
+
+
+def _state(weight: Tensor) -> tuple[object, ...]:
+    """What changes when the model is moved, converted or loaded with other weights."""
+    version = 0 if weight.is_inference() else weight._version
+    return (weight.dtype, weight.device, weight.data_ptr(), version)

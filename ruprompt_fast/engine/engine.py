@@ -1,0 +1,298 @@
+"""Continuous batching: requests of any mix of prompts enter and leave the batch at every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ruprompt_fast.cache import KVPool, PrefixCache
+from ruprompt_fast.engine.batch import BatchBuilder, TokenSource
+from ruprompt_fast.engine.jobs import Job
+from ruprompt_fast.engine.prefixes import PromptPrefixes
+from ruprompt_fast.engine.runner import ModelRunner
+from ruprompt_fast.engine.stats import EngineStats
+from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, NonFiniteLogitsError
+
+if TYPE_CHECKING:
+    from ruprompt_fast._C import Plan, Scheduler
+    from ruprompt_fast.engine.registry import LoadedPrompt
+
+
+class Engine:
+    """Requests, and the step that moves all of them on.
+
+    Not thread-safe: the caller holds its turn (:class:`~ruprompt_fast.engine.loop.StepLoop`).
+
+    Args:
+        scheduler: decides what runs; owns the requests' state and the pages.
+        pool: keys and values.
+        prefix_cache: the prompts' prefixes.
+        prefixes: from a request to its prefix.
+        builder: packs a plan's tokens.
+        runner: the forward pass.
+        max_step_tokens: tokens of one step at most; longer inputs are computed in chunks.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        pool: KVPool,
+        prefix_cache: PrefixCache,
+        prefixes: PromptPrefixes,
+        builder: BatchBuilder,
+        runner: ModelRunner,
+        max_step_tokens: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._pool = pool
+        self._prefix_cache = prefix_cache
+        self._prefixes = prefixes
+        self._builder = builder
+        self._runner = runner
+        self._max_step_tokens = max_step_tokens
+        self._jobs: dict[int, Job] = {}
+        self._dropped: deque[Job] = deque()
+        self._warming: dict[int, BaseException | None] = {}  # prefixes asked for, and what has failed them
+        self._advancing = False  # whether requests of the current step may have taken in their tokens
+        self._next_id = 0
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Take all of these requests in, or none.
+
+        Raises:
+            CapacityError: one can never fit the pool; the message gives the numbers.
+        """
+        added: list[int] = []
+        try:
+            for job in jobs:
+                added.append(self._add(job))  # noqa: PERF401  (what was added before an error has to leave)
+        except BaseException:
+            for request_id in added:
+                self._leave(request_id)
+            raise
+
+    def step(self) -> None:
+        """Compute what the scheduler plans next, and let the requests that are done leave.
+
+        A failing step fails the requests that are in it; the others go on with the next one.
+        """
+        self._leave_dropped()
+        if not self.has_work:
+            return
+        plan: Plan | None = None
+        self._advancing = False
+        try:
+            plan = self._scheduler.step(self._max_step_tokens)
+            self._move_pages(plan)
+            self._commit(self._compute(plan) if plan.num_rows else [])  # warming may only load
+        except BaseException as error:
+            self._recover(plan, error)
+            if plan is None or not isinstance(error, Exception):
+                raise
+
+    def drop(self, jobs: Sequence[Job]) -> None:
+        """Have those of the requests that are still in the engine leave it, before its next step.
+
+        Needs no turn: the iterator of a stream may be closed by the garbage collector, in the midst of a step.
+        """
+        self._dropped.extend(job for job in jobs if not job.done)
+
+    def warm_up(self, prompts: Sequence[LoadedPrompt]) -> list[int]:
+        """Ask for the prompts' prefixes ahead of the requests that need them; the ids of those that there are.
+
+        Raises:
+            CapacityError: a prefix can never fit; the others are asked for all the same.
+        """
+        refusals: list[CapacityError] = []
+        asked = [self._ask_for(prompt, refusals) for prompt in prompts]
+        if refusals:
+            raise refusals[0]
+        prefix_ids = [prefix_id for prefix_id in asked if prefix_id is not None]
+        self._warming |= dict.fromkeys(prefix_ids)
+        return prefix_ids
+
+    def raise_failed(self, prefix_ids: Sequence[int]) -> None:
+        """Say so if a step that was to compute one of these prefixes failed. Requests that use it compute it again.
+
+        Raises:
+            EngineStepError: one failed since it was asked for.
+        """
+        for prefix_id in prefix_ids:
+            if (cause := self._warming.pop(prefix_id, None)) is not None:
+                raise _step_error(cause)
+
+    def forget_retired(self) -> None:
+        """Let go of the prefixes of prompts that were replaced or removed, as soon as no request uses them."""
+        self._prefixes.forget_retired()
+
+    def fail_all(self, error: Callable[[], Exception]) -> None:
+        """End all requests with an error of their own."""
+        self._leave_dropped()
+        for request_id, job in list(self._jobs.items()):
+            job.fail(error())
+            self._leave(request_id)
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether prefixes are asked for that no step has computed yet."""
+        return self._scheduler.num_warming > 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step has something to do."""
+        return self._scheduler.num_unfinished + self._scheduler.num_warming > 0
+
+    def stats(self) -> EngineStats:
+        """Counts and sizes so far."""
+        self._leave_dropped()
+        return EngineStats(
+            dict(self._scheduler.stats()), self._prefix_cache.stats(), self._pool.num_pages, self._pool.page_bytes
+        )
+
+    def check_integrity(self) -> None:
+        """Compare what scheduler, cache and engine hold.
+
+        Raises:
+            IntegrityError: they disagree, or a page is lost; an error of this package.
+        """
+        self._leave_dropped()
+        try:
+            self._scheduler.check()
+        except RuntimeError as error:
+            raise IntegrityError(f"the scheduler contradicts itself: {error}") from error
+        if self._scheduler.num_unfinished != len(self._jobs):
+            raise IntegrityError(
+                f"the scheduler holds {self._scheduler.num_unfinished} requests, the engine {len(self._jobs)}."
+            )
+        self._prefixes.check([job.prefix for job in self._jobs.values()])
+
+    def _ask_for(self, prompt: LoadedPrompt, refusals: list[CapacityError]) -> int | None:
+        try:
+            return self._prefixes.warm_up(prompt)
+        except CapacityError as error:
+            refusals.append(error)
+            return None
+
+    def _add(self, job: Job) -> int:
+        request_id = self._next_id
+        self._next_id += 1
+        job.request_id = request_id
+        lease = self._prefixes.hold(job.request)
+        job.prefix = lease.entry
+        self._jobs[request_id] = job
+        try:
+            self._scheduler.add(
+                request_id,
+                tenant=lease.tenant,
+                prefix_id=-1 if lease.entry is None else lease.entry.prefix_id,
+                num_tokens=len(job.input_ids),
+                max_new_tokens=job.max_new_tokens,
+                max_sequences=job.num_sequences,
+                page_hashes=lease.page_hashes,
+            )
+        except BaseException as error:
+            self._leave(request_id)
+            if isinstance(error, CapacityError):
+                raise CapacityError(
+                    f"a request can never run: {error}. Ask for fewer tokens or sequences, or load the model with "
+                    "larger kv_cache_bytes, prefix_cache_bytes or max_batch_size."
+                ) from error
+            raise
+        return request_id
+
+    def _move_pages(self, plan: Plan) -> None:
+        """Save what leaves the device, bring back what returns, and copy what two would write."""
+        if plan.num_evictions or plan.num_loads:
+            starts = plan.evicted_page_starts[: plan.num_evictions + 1].tolist()
+            pages = [plan.evicted_pages[start:stop] for start, stop in pairwise(starts)]
+            self._prefix_cache.exchange(
+                zip(plan.evicted_ids[: plan.num_evictions].tolist(), pages, strict=True),
+                plan.load_ids[: plan.num_loads].tolist(),
+            )
+        if plan.num_copies:
+            self._pool.copy_pages(plan.copies[: plan.num_copies])
+
+    def _compute(self, plan: Plan) -> list[_Change]:
+        batch, request_ids = self._builder.build(plan, self._source)
+        return self._choose(request_ids, self._runner.forward(batch))
+
+    def _choose(self, request_ids: Sequence[int], logits: Tensor) -> list[_Change]:
+        """Let every request choose its tokens from its rows of the logits; those of one request stand together."""
+        on_host, changes, start = logits.cpu(), [], 0
+        self._advancing = True
+        for request_id, group in groupby(request_ids):
+            job, stop, parents = self._jobs[request_id], start + len(list(group)), None
+            try:
+                parents = job.advance(on_host[start:stop])
+            except NonFiniteLogitsError as error:  # one request's own numbers: its neighbours are not to blame
+                job.fail(error)
+            changes.append(_Change(request_id, job, parents))
+            start = stop
+        return changes
+
+    def _commit(self, changes: list[_Change]) -> None:
+        self._scheduler.commit([change.request_id for change in changes if change.job.done])
+        for change in changes:
+            if change.job.done:
+                self._forget(change.request_id)
+            elif change.parents is not None:
+                self._scheduler.fork(change.request_id, change.parents)
+
+    def _recover(self, plan: Plan | None, cause: BaseException) -> None:
+        """Undo a step that failed, and fail the requests that it has lost.
+
+        An error loses the requests of the step and those that wait for a prefix of it. An interrupt is no fault of
+        theirs: it loses them only if some have taken in their tokens already.
+        """
+        if self._scheduler.in_step:
+            self._scheduler.abort()
+        lost: set[int] = set()
+        if plan is not None and (isinstance(cause, Exception) or self._advancing):
+            ids = set(plan.request_ids[: plan.num_rows].tolist())
+            prefix_ids = {-1 - key for key in ids if key < 0} | set(plan.load_ids[: plan.num_loads].tolist())
+            self._warming |= dict.fromkeys(prefix_ids & self._warming.keys(), cause)
+            waiting = {key for key, job in self._jobs.items() if job.prefix and job.prefix.prefix_id in prefix_ids}
+            lost = ids | waiting
+        for request_id, job in list(self._jobs.items()):
+            if request_id in lost and not job.done:
+                job.fail(_step_error(cause))
+            if job.done:
+                self._leave(request_id)
+
+    def _leave_dropped(self) -> None:
+        while self._dropped:
+            job = self._dropped.popleft()
+            job.done = True
+            if job.request_id in self._jobs:
+                self._leave(job.request_id)
+
+    def _leave(self, request_id: int) -> None:
+        self._scheduler.cancel(request_id)
+        self._forget(request_id)
+
+    def _forget(self, request_id: int) -> None:
+        self._prefixes.release(self._jobs.pop(request_id).prefix)
+
+    def _source(self, key: int) -> TokenSource:
+        """Where a plan's tokens are: a request, or the prefix of that id for ``-1 - prefix_id``."""
+        return self._jobs[key] if key >= 0 else self._prefixes.source(-1 - key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a step did to a request: for each branch from now on, the one that it continues; None for no change."""
+
+    request_id: int
+    job: Job
+    parents: list[int] | None
+
+
+def _step_error(cause: BaseException) -> EngineStepError:
+    error = EngineStepError(f"a step of the engine failed: {type(cause).__name__}: {cause}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,83 @@
+"""What a review found: states that the engine has to come out of, and models that it has to refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from engine.engine_cases import INPUTS, NAMES, PAGE_BYTES, assert_nothing_left, counts, serve
+from tiny_models import tiny_model, tiny_tokenizer
+
+from ruprompt_fast import FastPromptModel
+from ruprompt_fast.errors import CapacityError, NonFiniteLogitsError
+
+
+def test_warming_may_only_load() -> None:
+    """The pool holds one prefix at a time, and the first comes back from host memory in a step without tokens."""
+    served = serve(num_pages=8, prefix_cache_bytes=PAGE_BYTES)
+    for name in ("short", "around", "short"):
+        served.warm_up([name])
+    found = counts(served)
+    assert found["resident_prefixes"] == 1
+    assert found["prefix_loads"] == 1
+    assert served.generate("да", "short", max_new_tokens=5)
+    assert_nothing_left(served)
+
+
+def test_a_window_in_masks_only_takes_the_padded_path() -> None:
+    torch.manual_seed(0)
+    config = tf.PhimoeConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        sliding_window=32,
+        num_local_experts=2,
+    )
+    served = FastPromptModel.from_pretrained(tf.PhimoeForCausalLM(config).eval(), tokenizer=tiny_tokenizer())
+    assert served.stats().path == "padded"
+    assert "window through masks only" in served.stats().reason
+
+
+def test_other_weights_are_never_served_old_keys() -> None:
+    served = serve()
+    before = served.generate(INPUTS, NAMES, max_new_tokens=8)
+    served.model.load_state_dict(tiny_model("llama", seed=5).state_dict())
+    after = served.generate(INPUTS, NAMES, max_new_tokens=8)
+    assert [output.token_ids for output in after] != [output.token_ids for output in before]
+    fresh = serve()
+    fresh.model.load_state_dict(tiny_model("llama", seed=5).state_dict())
+    assert [output.token_ids for output in after] == [
+        output.token_ids for output in fresh.generate(INPUTS, NAMES, max_new_tokens=8)
+    ]
+
+
+def test_one_broken_request_ends_its_call_at_once() -> None:
+    served = serve()
+    with pytest.raises(NonFiniteLogitsError):
+        served.generate(
+            ["да", "нет"],
+            generation_config=[
+                tf.GenerationConfig(max_new_tokens=90),
+                tf.GenerationConfig(max_new_tokens=5, suppress_tokens=list(range(60))),
+            ],
+            eos_token_id=None,
+        )
+    assert counts(served)["steps"] < 10
+    assert_nothing_left(served)
+
+
+def test_more_beams_than_the_engine_runs_take_the_padded_path() -> None:
+    served = serve(max_batch_size=2)
+    outputs = served.generate("привет", "short", num_beams=4, num_return_sequences=3, max_new_tokens=4)
+    assert len(outputs) == 3
+    assert counts(served)["steps"] == 0
+
+
+def test_a_refusal_names_the_settings() -> None:
+    served = serve(num_pages=2)
+    with pytest.raises(CapacityError, match="kv_cache_bytes"):
+        served.generate("привет", "short", max_new_tokens=100)
