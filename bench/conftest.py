@@ -1,4 +1,4 @@
-"""After the timings, one line per candidate: its median, the middle half of its rounds, its ratio to ours."""
+"""After the timings, one line per candidate: its median, the middle half of its rounds, its ratios to the first."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from typing import Any
 import pytest
 
 
-def line(name: str, stats: Any, ours: Any) -> str:
-    """Milliseconds; a ratio above one says how many times longer than ours a candidate takes."""
+def line(name: str, bench: Any, first: Any) -> str:
+    """Milliseconds, and tokens per second where tokens were counted.
+
+    The ratios are of the medians and of the fastest rounds: how many times longer than the first a candidate takes.
+    """
+    stats = bench.stats
     median, low, high = (1e3 * value for value in (stats.median, stats.q1, stats.q3))
-    return f"  {name:<14}{median:>9.3f} ms  ({low:.3f} .. {high:.3f})  {stats.median / ours.median:>6.2f}"
+    ratios = f"{stats.median / first.median:>6.2f} {stats.min / first.min:>6.2f}"
+    tokens = bench.extra_info.get("tokens")
+    rate = f"  {tokens / stats.median:>9.1f} tokens/s" if tokens else ""
+    return f"  {name:<16}{median:>10.3f} ms  ({low:.3f} .. {high:.3f})  {ratios}{rate}"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Groups stand in the order they ran in; a group's first candidate is ours."""
+    """Groups stand in the order they ran in; a group's first candidate is ours, or the smallest."""
     groups: dict[str, list[Any]] = {}
     for bench in getattr(config, "_benchmarksession").benchmarks:  # noqa: B009  (private to the plugin)
         if bench.stats.rounds:
             groups.setdefault(bench.group, []).append(bench)
-    terminalreporter.section("median, middle half, ratio to ours")
+    terminalreporter.section("median, middle half, ratios to the first: of the medians, of the fastest rounds")
     for group, benches in groups.items():
         terminalreporter.write_line(group)
         for bench in benches:
-            terminalreporter.write_line(line(bench.params["candidate"], bench.stats, benches[0].stats))
+            terminalreporter.write_line(line(bench.params["candidate"], bench, benches[0].stats))
