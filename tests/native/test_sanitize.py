@@ -17,4 +17,4 @@ def test_random_operations_are_clean(tmp_path: Path) -> None:
     command = ["make", "sanitize", "SANITIZE_OPERATIONS=50000", f"SANITIZE_DIR={tmp_path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert result.stdout.endswith("50000 operations\n")
+    assert "50000 operations\n" in result.stdout
