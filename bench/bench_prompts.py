@@ -37,19 +37,22 @@ class Bench:
         self.model = model
         self.words = words
 
-    def tasks(self, round: int, name: Names, count: int, num_new_tokens: int) -> list[Task]:
-        """Texts of 16 to 64 tokens, new ones for every round."""
-        generator = random.Random(round)
+    def tasks(self, what: str, round: int, name: Names, count: int, num_new_tokens: int) -> list[Task]:
+        """Texts of 16 to 64 tokens, new ones for every comparison and round: pages of earlier ones are still there."""
+        generator = random.Random(f"{what} {round}")
         texts = [text_of(self.words, generator.randint(16, 64), generator) for _ in range(count)]
         return [Task(text, num_new_tokens, name(index)) for index, text in enumerate(texts)]
 
-    def throughput(self, name: Names) -> Candidate:
+    def throughput(self, what: str, name: Names) -> Candidate:
         return Candidate(
-            lambda round: self.model.generate(self.tasks(round, name, NUM_REQUESTS, NUM_NEW_TOKENS)), rounds=ROUNDS
+            lambda round: self.model.generate(self.tasks(what, round, name, NUM_REQUESTS, NUM_NEW_TOKENS)),
+            rounds=ROUNDS,
         )
 
-    def first_token(self, name: Names) -> Candidate:
-        return Candidate(lambda round: self.model.generate(self.tasks(round, name, 1, 1)), rounds=FIRST_TOKEN_ROUNDS)
+    def first_token(self, what: str, name: Names) -> Candidate:
+        return Candidate(
+            lambda round: self.model.generate(self.tasks(what, round, name, 1, 1)), rounds=FIRST_TOKEN_ROUNDS
+        )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
     @functools.cache
     def timings(what: str) -> dict[str, Timing]:
         make, candidates = names_of[what]
-        return in_turns({name: functools.partial(make, prompt_of) for name, prompt_of in candidates})
+        return in_turns({name: functools.partial(make, what, prompt_of) for name, prompt_of in candidates})
 
     return timings
 
