@@ -35,8 +35,8 @@ def after(code: str) -> dict:
 
 @pytest.mark.parametrize(("ours", "baseline"), [(OURS, BASELINE), (PUBLIC_NAMES, PUBLIC_BASELINE)])
 def test_no_more_than_torch_and_transformers(ours: str, baseline: str) -> None:
-    # Processor time of the best of three, in turn: other processes' work does not count.
-    rounds = [(after(ours), after(baseline)) for _ in range(3)]
+    # Processor time of the best of five, in turn: with three, what else the machine does still showed now and then.
+    rounds = [(after(ours), after(baseline)) for _ in range(5)]
     cost = min(mine["seconds"] for mine, _ in rounds)
     allowed = min(theirs["seconds"] for _, theirs in rounds)
     assert cost <= 1.1 * allowed, f"{cost:.2f} s of processor time, torch and transformers alone take {allowed:.2f}"
