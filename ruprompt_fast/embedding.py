@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -76,11 +76,13 @@ class SplicedEmbedding(nn.Module):
         self.weight = weight
         self.first_prompt_id = max(weight.shape[0], first_prompt_id or 0)
         self.prompt_providers = nn.ModuleList()
+        self.deep_prompt_providers = nn.ModuleList()
         self.slots: list[PromptSlot] = []
         self._prompt_starts: list[int] = []
         self._markers: tuple[list[int], list[int], list[int]] = ([], [], [])
         self._rows_cache: tuple[tuple[Any, ...], Tensor] | None = None
         self._call_rows: Tensor | None = None
+        self.is_served = False  # whether an engine runs the model, with layers of its own
         # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
         self._original = (original,)
         self.training = original.training
@@ -139,6 +141,13 @@ class SplicedEmbedding(nn.Module):
             hide_from_save(self._attachment.model)
         return range(start, start + slot.num_rows)
 
+    def add_deep_provider(self, provider: nn.Module) -> None:
+        """Have a provider of keys and values train with the model; the embedding itself does not use it."""
+        provider.train(self.training)
+        self.deep_prompt_providers.append(provider)
+        if self._attachment is not None:
+            hide_from_save(self._attachment.model)
+
     def prompt_ids(self, slot_index: int) -> range:
         """The ids of a slot's rows."""
         start = self._prompt_starts[slot_index]
@@ -151,7 +160,7 @@ class SplicedEmbedding(nn.Module):
             MarkerCountError: a sequence holds another number of markers than the prompt has rows.
             TokenIdError: an id is in neither table.
         """
-        if self._markers[0]:
+        if self._markers[0] and self._call_rows is None:
             input_ids = resolve_markers(input_ids, *self._markers)
         rows = self.prompt_rows()
         if self._is_plain_lookup():
@@ -286,6 +295,16 @@ class _Attachment:
 
     model: PreTrainedModel
     replaced: list[tuple[nn.Module, str, nn.Module | None]]
+
+
+def note_update(parameters: Iterable[nn.Parameter]) -> None:
+    """Say that an optimizer has changed these parameters.
+
+    Rows are kept between calls as long as no parameter's version changes, and torch's fused optimizers, which are
+    transformers' default, change parameters without that.
+    """
+    for parameter in parameters:
+        torch.autograd.graph.increment_version(parameter)
 
 
 def hide_from_save(model: PreTrainedModel, hidden: bool = True) -> None:

@@ -175,5 +175,33 @@ class FrozenLayerError(RupromptError, RuntimeError):
     """A gradient was asked of a layer that is packed for inference."""
 
 
+class TaskError(RupromptError, ValueError):
+    """A task's description does not say what to train, or contradicts itself."""
+
+
+class TrainingDataError(RupromptError, ValueError):
+    """Rows to train or evaluate on are missing, empty or broken; the message names the file and the line."""
+
+
+class OutputExistsError(RupromptError, FileExistsError):
+    """An output folder or file is there already and would be overwritten."""
+
+
+class ConfigError(RupromptError, ValueError):
+    """A configuration has an entry that cannot work."""
+
+
+class FrozenWeightsError(RupromptError, RuntimeError):
+    """A weight of the frozen model received a gradient, or was set to train."""
+
+
+class DivergenceError(RupromptError, ArithmeticError):
+    """Training produced NaN, infinity or a loss far above its best; the message says where the good prompt is."""
+
+
+class CheckpointError(RupromptError, ValueError):
+    """A training checkpoint is missing, incomplete, or of another run."""
+
+
 class MissingDependencyError(RupromptError, ImportError, UserWarning):
     """An optional package is not installed; the message names the command that installs it."""

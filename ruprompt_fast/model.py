@@ -63,10 +63,9 @@ class FastPromptModel:
         self.tokenizer = tokenizer
         model.eval()
         self._embedding = attach_prompts(model, [], len(tokenizer))
+        self._embedding.is_served = True
         weight = self._embedding.weight
-        self._registry = PromptRegistry(
-            self._embedding.row_width, model.config.name_or_path, weight.device, weight.dtype
-        )
+        self._registry = PromptRegistry(self._embedding.row_width, model.config, weight.device, weight.dtype)
         self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options or EngineOptions())
 
     @classmethod
@@ -145,6 +144,8 @@ class FastPromptModel:
         Raises:
             PromptFileError, HubError: it cannot be read.
             PromptMismatchError: it was made for another width or model.
+            UnsupportedModelError: it is a deep prompt, and the model an encoder-decoder or one whose layers differ.
+            TemplateError: it is a deep prompt whose rows are not one run at the very start.
             NonFiniteRowsError: its rows are not finite.
         """
         self._registry.add(name, _load_prompt(prompt))
@@ -295,6 +296,21 @@ class FastPromptModel:
         """
         requests = self._encode(inputs, prompt)
         return classify(requests, labels, self._dispatcher, self.tokenizer, self.model.config)
+
+    def count_tokens(
+        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None
+    ) -> list[int]:
+        """How many positions of the context every input takes, prompt rows and special tokens included.
+
+        Args:
+            inputs: as in :meth:`generate`.
+            prompt: as in :meth:`generate`.
+
+        Raises:
+            EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
+                EmptyInputError: see :meth:`generate`.
+        """
+        return [len(request.input_ids) for request in self._encode(inputs, prompt)]
 
     def detach(self) -> PreTrainedModel:
         """Give the model back with its own input embedding and layers; this object cannot be used afterwards.

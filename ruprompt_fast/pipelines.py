@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.text_generation import TextGenerationPipeline
 
-from ruprompt_fast.engine.context import check_fits, context_length
 from ruprompt_fast.engine.requests import merged_config
 from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.routing import check_fits, context_length
 
 _DEFAULT_MODEL = ("ai-forever/rugpt3large_based_on_gpt2", "main")
 

@@ -43,3 +43,12 @@ LOGPROB_ERROR = 2e-5
 
 # Absolute error of logits of order 1 in float32, whole models long, against transformers' own eager forward.
 LOGITS_ERROR = 1e-4
+
+# Relative error of attention and its gradients, which are sums of products of rounded softmax weights: a few times the
+# rounding of the dtype.
+ATTENTION_GRADIENT_ERROR = {torch.float64: 3e-15, torch.float32: 1e-6, torch.bfloat16: 2**-6}
+
+# Relative error of a batch's loss, and of a prompt's gradient in the Frobenius norm, whole models long, against every
+# example alone. In bfloat16 against float32 with the same weights.
+LOSS_ERROR = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+GRADIENT_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-3}

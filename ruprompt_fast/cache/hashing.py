@@ -51,7 +51,13 @@ def model_identity(model: PreTrainedModel) -> bytes:
 
 
 def prefix_key(
-    identity: bytes, dtype: torch.dtype, rows: Tensor | None, ids: Sequence[int], first_row_id: int
+    identity: bytes,
+    dtype: torch.dtype,
+    rows: Tensor | None,
+    ids: Sequence[int],
+    first_row_id: int,
+    *,
+    is_deep: bool = False,
 ) -> bytes:
     """The key of a prefix's content, 32 bytes; also the seed of :func:`page_hashes` for requests behind it.
 
@@ -62,8 +68,9 @@ def prefix_key(
             others. Of a prompt that gives keys and values itself, those. None without a prompt.
         ids: ids of the prefix, ``first_row_id + k`` for row k; may be empty.
         first_row_id: id of the prompt's first row. It does not enter the key.
+        is_deep: whether the rows are keys and values; equal numbers mean something else then.
     """
-    digest = hashlib.sha256(b"%d:%b %b " % (len(identity), identity, str(dtype).encode()))
+    digest = hashlib.sha256(b"%d:%b %b %d " % (len(identity), identity, str(dtype).encode(), is_deep))
     relative = np.asarray(ids, dtype=np.int64)
     # Row k becomes -1 - k, which no token has.
     digest.update(b"%d:" % len(relative))

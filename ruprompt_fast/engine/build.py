@@ -10,15 +10,14 @@ import torch
 from ruprompt_fast._C import Scheduler
 from ruprompt_fast.cache import KVPool, LayerShape, PrefixCache, model_identity
 from ruprompt_fast.engine.batch import BatchBuilder
-from ruprompt_fast.engine.context import context_length
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.memory import available_bytes
 from ruprompt_fast.engine.packing import PackedModel, pack_model
 from ruprompt_fast.engine.prefixes import PromptPrefixes
-from ruprompt_fast.engine.probe import probe
 from ruprompt_fast.engine.runner import ModelRunner
 from ruprompt_fast.errors import SettingError, UnsupportedModelError
 from ruprompt_fast.ops import PAGE_SIZE
+from ruprompt_fast.routing import context_length, probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +117,7 @@ def build_engine(
         scheduler,
         pool,
         cache,
-        PromptPrefixes(cache, identity, dtype, tokenizer, first_row_id),
+        PromptPrefixes(cache, pool, identity, dtype, tokenizer, first_row_id),
         BatchBuilder(embedding, first_row_id),
         ModelRunner(model, embedding, pool),
         options.max_step_tokens,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.core import ClassificationOutput
-from ruprompt_fast.engine.context import check_fits
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.errors import LabelError
+from ruprompt_fast.routing import check_fits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""How many tokens a request may generate, and whether it fits the model's context."""
+"""How many tokens a request may generate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ruprompt_fast.errors import ContextLengthError, SettingError
+from ruprompt_fast.routing.context import check_fits
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
@@ -20,12 +21,6 @@ class NewTokens:
 
     least: int
     most: int
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Positions that the model has, or None where they are unbounded (T5)."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
 
 
 def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: GenerationConfig, index: int) -> NewTokens:
@@ -54,17 +49,3 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
         check_fits(model_config, len(input_ids), 0, index)
     check_fits(model_config, input_len, most, index)
     return NewTokens(max(0, least), most)
-
-
-def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, index: int) -> None:
-    """Refuse a request that the model has no positions for.
-
-    Raises:
-        ContextLengthError: ``input_len + num_new`` exceeds the context.
-    """
-    limit = context_length(model_config)
-    if limit is not None and input_len + num_new > limit:
-        raise ContextLengthError(
-            f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
-            f"context is {limit}. Shorten the input, or ask for at most {max(0, limit - input_len)} new tokens."
-        )

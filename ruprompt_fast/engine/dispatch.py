@@ -64,6 +64,7 @@ class Dispatcher:
 
         Raises:
             SettingError, CapacityError: a task cannot work. Nothing is run then.
+            UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: a step of the engine failed.
         """
@@ -94,7 +95,8 @@ class Dispatcher:
                 f"{params.num_beams} and {params.num_return_sequences}."
             )
         current = self._ready()
-        if current.generator is None or self._padded_needs(current, task):
+        needs = self._padded_needs(current, task)
+        if current.generator is None or needs:
             return self._padded.stream(task, params.stop_strings)
         return current.generator.stream(task.request, params)
 
@@ -103,8 +105,14 @@ class Dispatcher:
 
         Returns:
             [requests, len(continuation) + 1, vocabulary], float32.
+
+        Raises:
+            UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
         """
-        return (self._ready().generator or self._padded).continuation_logits(requests, continuation)
+        current = self._ready()
+        for request in requests:
+            _check_deep(request, current.reason)
+        return (current.generator or self._padded).continuation_logits(requests, continuation)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
         """Compute the prompts' prefixes now, as far as there is room; nothing to do on the padded path."""
@@ -149,6 +157,7 @@ class Dispatcher:
         sequences = max(task.config.num_beams or 1, task.config.num_return_sequences or 1)
         if sequences > self._options.max_batch_size:
             settings = [*settings, f"{sequences} sequences, more than max_batch_size={self._options.max_batch_size}"]
+        _check_deep(task.request, current.reason, settings)
         why = current.reason or (f"of {', '.join(settings)}" if settings else "")
         if why and (names := task.extras.engine_only()):
             raise SettingError(
@@ -203,6 +212,33 @@ class _Current:
     reason: str
     built: BuiltEngine | None
     generator: EngineGenerator | None
+
+
+def _check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> None:
+    """Refuse a deep prompt where a request takes the padded path: transformers' generate has no place for it.
+
+    Args:
+        request: the request.
+        reason: why the model needs that path; empty if it does not.
+        settings: those of the request's settings that need it.
+
+    Raises:
+        UnsupportedModelError: because of the model.
+        SettingError: because of the settings.
+    """
+    if request.prompt is None or not request.prompt.is_deep:
+        return
+    only = f"prompt {request.prompt.name!r} is a deep one, which only the engine serves, and"
+    if reason:
+        raise UnsupportedModelError(
+            f"{only} this model takes transformers' own generate because {reason} Use a prompt of embedding rows with "
+            "this model (TensorPromptProvider)."
+        )
+    if settings:
+        raise SettingError(
+            f"{only} this request takes transformers' own generate because of {', '.join(settings)}. Leave "
+            "that out, or use a prompt of embedding rows (TensorPromptProvider)."
+        )
 
 
 def _state(weight: Tensor) -> tuple[object, ...]:

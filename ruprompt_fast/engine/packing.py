@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.engine.activations import OnePassActivation, fused_pairs, slow_activations
 from ruprompt_fast.engine.packed_layer import PackedLinear
 from ruprompt_fast.ops.int8_linear import can_quantize
 from ruprompt_fast.ops.packed_linear import Activation, can_pack
+from ruprompt_fast.routing.activations import OnePassActivation, fused_pairs, slow_activations
 
 
 class NoDropout(nn.Identity):

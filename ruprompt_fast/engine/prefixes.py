@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ruprompt_fast.cache import PrefixCache, PrefixEntry, page_hashes, prefix_key
+from ruprompt_fast.cache import KVPool, PrefixCache, PrefixEntry, page_hashes, prefix_key
 from ruprompt_fast.errors import CapacityError, IntegrityError
 from ruprompt_fast.ops import PAGE_SIZE
 
@@ -74,6 +74,7 @@ class PromptPrefixes:
 
     Args:
         cache: owns the entries.
+        pool: packs the keys and values of deep prompts.
         identity: which model computes them.
         dtype: of keys and values.
         tokenizer: the model's.
@@ -83,12 +84,14 @@ class PromptPrefixes:
     def __init__(
         self,
         cache: PrefixCache,
+        pool: KVPool,
         identity: bytes,
         dtype: torch.dtype,
         tokenizer: PreTrainedTokenizerBase,
         first_row_id: int,
     ) -> None:
         self._cache = cache
+        self._pool = pool
         self._identity = identity
         self._dtype = dtype
         self._tokenizer = tokenizer
@@ -130,9 +133,9 @@ class PromptPrefixes:
             CapacityError: it can never fit.
         """
         fields = dict.fromkeys(prompt.format.fields, "")
-        encoded = prompt.format.encode(fields, self._tokenizer, first_row_id=self._first_row_id)
+        [(ids, prefix_len)] = prompt.encode([fields], self._tokenizer, self._first_row_id)
         try:
-            entry = self._learn(prompt, encoded.input_ids[: encoded.prefix_len]).entry
+            entry = self._learn(prompt, ids[:prefix_len]).entry
             if entry is not None:
                 self._cache.warm_up(entry)
         except ValueError as error:
@@ -171,7 +174,16 @@ class PromptPrefixes:
     def _learn(self, prompt: LoadedPrompt, prefix_ids: Sequence[int]) -> _Known:
         known = self._known.get(id(prompt))
         if known is None:
-            key = prefix_key(self._identity, self._dtype, prompt.rows, prefix_ids, self._first_row_id)
-            entry = self._cache.acquire(key, len(prefix_ids), ids=prefix_ids, rows=prompt.rows) if prefix_ids else None
+            key = prefix_key(
+                self._identity, self._dtype, prompt.rows, prefix_ids, self._first_row_id, is_deep=prompt.is_deep
+            )
+            entry = self._acquire(prompt, key, prefix_ids) if prefix_ids else None
             known = self._known[id(prompt)] = _Known(prompt, entry, key, next(self._tenants))
         return known
+
+    def _acquire(self, prompt: LoadedPrompt, key: bytes, prefix_ids: Sequence[int]) -> PrefixEntry:
+        """The entry of a prefix: its ids are computed, the keys and values of a deep prompt are given."""
+        if prompt.kv_shape is None:
+            return self._cache.acquire(key, len(prefix_ids), ids=prefix_ids, rows=prompt.rows)
+        keys, values = zip(*prompt.kv_shape.split(prompt.rows), strict=True)
+        return self._cache.acquire(key, len(prefix_ids), host_pages=self._pool.pack(keys, values))

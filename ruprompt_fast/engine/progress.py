@@ -10,15 +10,15 @@ _LONG_BATCH = 32
 
 
 @contextmanager
-def progress_bar(total: int, shown: bool | None) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(total: int | None, shown: bool | None) -> Iterator[Callable[[int], None] | None]:
     """A bar over ``total`` requests on standard error, and the function that tells it how many are done.
 
     Args:
-        total: the number of requests.
+        total: the number of requests, if it is known.
         shown: whether to show it; None shows it for long batches if standard error is a terminal.
     """
     if shown is None:
-        shown = total >= _LONG_BATCH and sys.stderr.isatty()
+        shown = (total is None or total >= _LONG_BATCH) and sys.stderr.isatty()
     if not shown:
         yield None
         return

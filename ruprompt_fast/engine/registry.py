@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ from ruprompt_fast.errors import (
     PromptMismatchError,
     UnknownPromptError,
 )
-from ruprompt_fast.prompts import Prompt, PromptFormat
+from ruprompt_fast.prompts import KVShape, Prompt, PromptFormat, check_kv_shape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(eq=False)
@@ -27,8 +31,9 @@ class LoadedPrompt:
     Attributes:
         name: the name it was loaded under.
         prompt: the prompt.
-        format: its format for serving.
+        format: its format for serving; of a deep prompt that of the text behind it.
         rows: [num_rows, width] on the model's device, in its dtype.
+        kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
         retired: whether it was replaced or removed since; requests that were encoded before still use it.
     """
 
@@ -36,7 +41,32 @@ class LoadedPrompt:
     prompt: Prompt
     format: PromptFormat
     rows: Tensor
+    kv_shape: KVShape | None = None
     retired: bool = False
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the rows are keys and values of every layer."""
+        return self.kv_shape is not None
+
+    def encode(
+        self, batch: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, first_row_id: int
+    ) -> list[tuple[list[int], int]]:
+        """For every item its ids, ``first_row_id + k`` for row k, and how many of them are the same for all items.
+
+        Args:
+            batch: the fields of each item.
+            tokenizer: the model's.
+            first_row_id: the id of row 0.
+
+        Raises:
+            MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+        """
+        encoded = self.format.encode_batch(batch, tokenizer, first_row_id=first_row_id)
+        if not self.is_deep:
+            return [(item.input_ids, item.prefix_len) for item in encoded]
+        rows = range(first_row_id, first_row_id + len(self.rows))
+        return [([*rows, *item.input_ids], len(rows)) for item in encoded]
 
 
 class PromptRegistry(Mapping[str, Prompt]):
@@ -44,14 +74,15 @@ class PromptRegistry(Mapping[str, Prompt]):
 
     Args:
         width: width of a prompt row.
-        model_name: the model's hub id, to refuse prompts of another model; None or a folder accepts any.
+        model_config: the model's config. Its hub id refuses prompts of another model; a folder accepts any. Its sizes
+            refuse deep prompts that are not for them.
         device: where rows are kept.
         dtype: the rows' dtype.
     """
 
-    def __init__(self, width: int, model_name: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, model_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
         self._width = width
-        self._model_name = model_name
+        self._model_config = model_config
         self._device = device
         self._dtype = dtype
         self._lock = threading.Lock()
@@ -63,6 +94,8 @@ class PromptRegistry(Mapping[str, Prompt]):
 
         Raises:
             PromptMismatchError: the prompt was made for another width or model.
+            UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
+            TemplateError: the rows of a deep prompt are not one run at the template's very start.
             NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
             NotInitializedError: it has no rows yet.
         """
@@ -74,7 +107,7 @@ class PromptRegistry(Mapping[str, Prompt]):
                 f"prompt {name!r} has rows that are not finite in {self._dtype}; expected numbers only. "
                 "Train it again, or load the model in a wider dtype."
             )
-        entry = LoadedPrompt(name, prompt, _serving_format(prompt.format), converted)
+        entry = LoadedPrompt(name, prompt, _serving_format(prompt), converted, prompt.provider.kv_shape)
         with self._lock:
             replaced = self._loaded.get(name)
             self._loaded = {**self._loaded, name: entry}
@@ -121,18 +154,20 @@ class PromptRegistry(Mapping[str, Prompt]):
         return len(self._loaded)
 
     def _check(self, name: str, prompt: Prompt, rows: Tensor) -> None:
-        needed = [prompt.format.prompt_length, self._width]
+        if prompt.provider.kv_shape is not None:
+            check_kv_shape(prompt.provider.kv_shape, self._model_config, f"prompt {name!r}")
+        needed = [prompt.format.prompt_length, prompt.provider.row_width(self._width)]
         if list(rows.shape) != needed:
             raise PromptMismatchError(
-                f"prompt {name!r} has rows {list(rows.shape)}; its template and this model's width {self._width} need "
+                f"prompt {name!r} has rows {list(rows.shape)}; its template and this model's width {needed[1]} need "
                 f"{needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
             )
-        ours, theirs = _hub_name(self._model_name), _hub_name(prompt.config.pretrained_model_name)
+        ours, theirs = _hub_name(self._model_config.name_or_path), _hub_name(prompt.config.pretrained_model_name)
         if ours and theirs and ours != theirs:
             raise PromptMismatchError(
                 f"prompt {name!r} was trained on {prompt.config.pretrained_model_name}; "
-                f"this model is {self._model_name}. Load that model, or a prompt made for this one; if they are the "
-                "same model, set prompt.config.pretrained_model_name = None."
+                f"this model is {self._model_config.name_or_path}. Load that model, or a prompt made for this one; if "
+                "they are the same model, set prompt.config.pretrained_model_name = None."
             )
 
 
@@ -163,8 +198,9 @@ def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
         prompt.provider.train(was_training)
 
 
-def _serving_format(format: PromptFormat) -> PromptFormat:
+def _serving_format(prompt: Prompt) -> PromptFormat:
     """A format without fields is a prefix: the request's text follows it, as in ruPrompts' text-generation pipeline."""
+    format = prompt.format.without_leading_rows() if prompt.provider.is_deep else prompt.format
     if format.fields:
         return format
     state = format.as_dict()

@@ -125,19 +125,30 @@ def encode_requests(
     encoded: list[Request] = [Request([], None)] * len(batch)
     for name, indices in groups.items():
         entry = loaded[name]
-        format = PLAIN_TEXT if entry is None else entry.format
-        group = format.encode_batch([batch[index] for index in indices], tokenizer, first_row_id=first_row_id)
-        for index, item in zip(indices, group, strict=True):
-            encoded[index] = Request(item.input_ids, entry, item.prefix_len)
-    for index, request in enumerate(encoded):
-        if not request.input_ids and tokenizer.bos_token_id is not None:
-            encoded[index] = Request([tokenizer.bos_token_id], request.prompt)
-        elif not request.input_ids:
-            raise EmptyInputError(
-                f"input {index} is empty and has no prompt; give it text or a prompt, "
-                "or use a tokenizer with a beginning-of-text token."
-            )
-    return encoded
+        group = [batch[index] for index in indices]
+        if entry is None:
+            items = [(item.input_ids, 0) for item in PLAIN_TEXT.encode_batch(group, tokenizer, first_row_id)]
+        else:
+            items = entry.encode(group, tokenizer, first_row_id)
+        for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
+            encoded[index] = Request(input_ids, entry, prefix_len)
+    return [_not_empty(request, index, tokenizer) for index, request in enumerate(encoded)]
+
+
+def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase) -> Request:
+    """The request, started with a beginning-of-text token where nothing else can give logits.
+
+    A row of the embedding can; a deep prompt is only looked at.
+    """
+    is_deep = request.prompt is not None and request.prompt.is_deep
+    if len(request.input_ids) > (request.prefix_len if is_deep else 0):
+        return request
+    if tokenizer.bos_token_id is None:
+        raise EmptyInputError(
+            f"input {index} is empty and has no prompt{' but a deep one' if is_deep else ''}; give it text or a prompt"
+            f"{' of embedding rows' if is_deep else ''}, or use a tokenizer with a beginning-of-text token."
+        )
+    return request.followed_by([tokenizer.bos_token_id])
 
 
 def merged_config(

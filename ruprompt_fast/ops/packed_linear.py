@@ -62,6 +62,17 @@ def packed_linear_reference(
     return activate(F.linear(x, weight, bias), activation)
 
 
+def multiply_plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` by oneDNN, from a weight that is not packed; for what :func:`can_pack` accepts.
+
+    Args:
+        x: ``[..., in_features]``.
+        weight: ``[out_features, in_features]`` at any strides; oneDNN brings it into its layout at every call.
+        bias: ``[out_features]``.
+    """
+    return cast(Tensor, _LINEAR(x, weight, bias, "none", [], ""))
+
+
 class PlainWeight:
     """A weight as it is: what stands in where there is no better layout (another device, another dtype).
 

@@ -25,8 +25,9 @@ def key(
     rows: torch.Tensor | None = ROWS,
     ids: Sequence[int] = (5, 100, 101, 102),
     first_row_id: int = 100,
+    is_deep: bool = False,
 ) -> bytes:
-    return prefix_key(identity, dtype, rows, ids, first_row_id)
+    return prefix_key(identity, dtype, rows, ids, first_row_id, is_deep=is_deep)
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 31, 32, 33])
@@ -69,6 +70,7 @@ def test_everything_that_changes_keys_and_values_changes_the_key() -> None:
         key(identity=b"other"),
         key(dtype=torch.bfloat16),
         key(rows=None),
+        key(is_deep=True),
         key(rows=changed),
         key(rows=ROWS.to(torch.bfloat16)),
         key(rows=ROWS.to(torch.float16)),

@@ -1,4 +1,4 @@
-"""The attention function that transformers' modules call while the engine runs them."""
+"""The attention function that transformers' modules call while the engine or the trainer runs them."""
 
 from __future__ import annotations
 
@@ -71,18 +71,19 @@ def attend(
         [1, N, heads, value_dim], and no weights.
 
     Raises:
-        AttentionError: nobody attends (the model was called outside the engine), or the layer asks for something that
-            is not known here; silence would give wrong numbers.
+        AttentionError: nobody attends (the model was called outside the engine and the trainer), or the layer asks for
+            something that is not known here; silence would give wrong numbers.
     """
     layer = getattr(module, "layer_idx", None)
     if attending is None or layer is None:
         raise AttentionError(
-            f"attention {NAME!r} runs inside the engine only; set another attn_implementation to call the model itself."
+            f"attention {NAME!r} runs inside the engine and the trainer only; set another attn_implementation to call "
+            "the model itself."
         )
     unknown = {name for name, given in kwargs.items() if given is not None} - _IRRELEVANT
     if unknown or attention_mask is not None or dropout or query.shape[0] != 1:
         what = ", ".join(sorted(unknown)) or "a mask, dropout or a batch dimension"
-        raise AttentionError(f"{type(module).__name__} asks its attention for {what}, which the engine does not know.")
+        raise AttentionError(f"{type(module).__name__} asks its attention for {what}, which ours does not know.")
     out = attending.attend(
         layer,
         query[0].transpose(0, 1),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.cache import LayerShape
-from ruprompt_fast.engine.attention import AttentionSwitch
-from ruprompt_fast.engine.context import context_length
 from ruprompt_fast.errors import UnsupportedModelError
+from ruprompt_fast.routing.attention import AttentionSwitch
+from ruprompt_fast.routing.context import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,30 @@
+"""A model's context, and what fits into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ruprompt_fast.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Positions that the model has, or None where they are unbounded (T5)."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
+def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, index: int) -> None:
+    """Refuse a request that the model has no positions for.
+
+    Raises:
+        ContextLengthError: ``input_len + num_new`` exceeds the context.
+    """
+    limit = context_length(model_config)
+    if limit is not None and input_len + num_new > limit:
+        raise ContextLengthError(
+            f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
+            f"context is {limit}. Shorten the input, or ask for at most {max(0, limit - input_len)} new tokens."
+        )
