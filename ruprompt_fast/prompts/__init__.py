@@ -3,9 +3,12 @@
 from ruprompt_fast.prompts.base_format import BasePromptFormat
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.context import PromptContext
+from ruprompt_fast.prompts.deep import PrefixTuningProvider
 from ruprompt_fast.prompts.encoding import EncodedPrompt
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.freeze import freeze_model
+from ruprompt_fast.prompts.kv_shape import KVShape, check_kv_shape, kv_shape_of
 from ruprompt_fast.prompts.multi import MultiPrompt
 from ruprompt_fast.prompts.preprocessing import BasePreprocessor, Text2TextPreprocessor
 from ruprompt_fast.prompts.prompt import Prompt
@@ -21,16 +24,21 @@ __all__ = [
     "BasePromptFormat",
     "BasePromptProvider",
     "EncodedPrompt",
+    "KVShape",
     "LSTMPromptProvider",
     "MLPPromptProvider",
     "ModulePromptProvider",
     "MultiPrompt",
+    "PrefixTuningProvider",
     "Prompt",
     "PromptConfig",
     "PromptContext",
+    "PromptEnsemble",
     "PromptFormat",
     "TensorPromptProvider",
     "Text2TextPreprocessor",
+    "check_kv_shape",
     "freeze_model",
     "is_marker",
+    "kv_shape_of",
 ]

@@ -5,7 +5,7 @@ It is imported when the first prompt is attached: loading and formatting prompts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -48,14 +48,31 @@ def check_rows(provider: BasePromptProvider, prompt_length: int, width: int, mad
         )
 
 
+def refuse_deep(prompts: Iterable[Prompt]) -> None:
+    """Refuse deep prompts where prompts become rows of an embedding.
+
+    Raises:
+        PromptInitError: there is one.
+    """
+    for prompt in prompts:
+        if prompt.provider.is_deep:
+            raise PromptInitError(
+                f"the prompt {prompt.format.template!r} is deep: its keys and values stand in every layer, and an "
+                "embedding has no place for them. Serve it with FastPromptModel.add_prompt(), or train it with "
+                "PromptTrainer; both take the model without patch() or attach()."
+            )
+
+
 def attach(prompts: Sequence[Prompt], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SplicedEmbedding:
     """Patch a model with initialized prompts and add their markers to the tokenizer.
 
     Raises:
+        PromptInitError: a prompt is deep; nothing is changed then.
         PromptMismatchError: a prompt was made for another width; nothing is changed then.
     """
     from ruprompt_fast.embedding import attach_prompts
 
+    refuse_deep(prompts)
     embedding = original_embedding(model)
     for prompt in prompts:
         _check_prompt(prompt, embedding)
@@ -74,8 +91,10 @@ def attach_one_more(
     """Add an initialized prompt to a patched model; returns the embedding, a new one if the old has no room left.
 
     Raises:
+        PromptInitError: the prompt is deep; nothing is changed then.
         PromptMismatchError: the prompt was made for another width; nothing is changed then.
     """
+    refuse_deep([prompt])
     _check_prompt(prompt, embedding.original)
     slot = _make_slot(prompt, embedding.original, tokenizer)
     if slot.marker_id is not None and slot.marker_id >= embedding.first_prompt_id:

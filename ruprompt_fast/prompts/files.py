@@ -25,8 +25,8 @@ from ruprompt_fast.prompts.tensor_files import (
     checked_rows,
     read_safetensors,
     read_torch,
-    write_atomically,
     write_rows,
+    write_text,
 )
 
 PROMPT_FILE_NAME = "prompt.json"
@@ -41,7 +41,7 @@ class StoredPrompt:
     Attributes:
         format: the format, initialized.
         config: the config.
-        rows: the rows, [rows, width], on the CPU.
+        rows: the rows, [rows, width], on the CPU; those of a deep prompt as ``config.kv_shape`` says.
     """
 
     format: PromptFormat
@@ -62,6 +62,8 @@ def read_prompt(folder: Path) -> StoredPrompt:
     format = _read_format(content, path)
     config = _read_config(content, path)
     safe, unsafe = folder / PROMPT_SAFETENSORS_FILE_NAME, folder / PROMPT_PROVIDER_FILE_NAME
+    if config.kv_shape is not None:
+        _check_deep(format, path)
     if config.prompt_length not in (None, format.prompt_length):
         raise PromptFileError(
             f"{path}: expected a prompt_length of {format.prompt_length}, the number of markers in compiled_template; "
@@ -71,9 +73,9 @@ def read_prompt(folder: Path) -> StoredPrompt:
         tensors = read_safetensors(safe)
         if set(tensors) != {ROWS_KEY}:
             raise PromptFileError(f"{safe}: expected one tensor named {ROWS_KEY!r}; found {sorted(tensors)}.")
-        rows = checked_rows(tensors[ROWS_KEY], safe, format.prompt_length, config.embedding_dim)
+        rows = checked_rows(tensors[ROWS_KEY], safe, format.prompt_length, config.row_width)
     elif unsafe.is_file():
-        rows = checked_rows(read_torch(unsafe), unsafe, format.prompt_length, config.embedding_dim)
+        rows = checked_rows(read_torch(unsafe), unsafe, format.prompt_length, config.row_width)
     else:
         raise PromptFileError(
             f"{folder}: expected {safe.name} or {unsafe.name} beside {path.name}; found neither. "
@@ -97,7 +99,7 @@ def write_prompt(folder: Path, content: Mapping[str, Any], rows: Tensor, save_bi
     write_rows(rows, folder / PROMPT_SAFETENSORS_FILE_NAME)
     if save_bin or (folder / PROMPT_PROVIDER_FILE_NAME).exists():
         write_rows(rows, folder / PROMPT_PROVIDER_FILE_NAME)
-    write_atomically(folder / PROMPT_FILE_NAME, lambda file: _write_text(file, text))
+    write_text(folder / PROMPT_FILE_NAME, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,6 +139,13 @@ def _read_format(content: Mapping[str, Any], path: Path) -> PromptFormat:
     return format
 
 
+def _check_deep(format: PromptFormat, path: Path) -> None:
+    try:
+        format.without_leading_rows()
+    except TemplateError as error:
+        raise PromptFileError(f"{path}: {error}") from error
+
+
 def _compile(template: str, path: Path) -> str:
     """The compiled form of a template that needs no tokenizer for it."""
     parts = parse_template(template)
@@ -161,7 +170,3 @@ def _read_config(content: Mapping[str, Any], path: Path) -> PromptConfig:
             "version of ruPrompts can write."
         )
     return config
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

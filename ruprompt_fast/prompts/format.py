@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError
+from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError, TemplateError
 from ruprompt_fast.prompts.base_format import BasePromptFormat, Ranges
 from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
-from ruprompt_fast.prompts.layout import Layout, Text, field_names
+from ruprompt_fast.prompts.layout import Layout, Rows, Text, field_names
 from ruprompt_fast.prompts.marker_tokens import marker_token
 from ruprompt_fast.prompts.template import (
     MARKER_PATTERN,
@@ -221,6 +221,22 @@ class PromptFormat(BasePromptFormat):
         empty = dict.fromkeys(self.fields, "")
         encoded = self.encode(empty, tokenizer, first_row_id, add_special_tokens)
         return encoded.input_ids[: encoded.prefix_len]
+
+    def without_leading_rows(self) -> PromptFormat:
+        """The format of the text behind a deep prompt, whose rows are no part of what is tokenized.
+
+        Raises:
+            NotInitializedError: the format is not initialized.
+            TemplateError: the rows are not one run at the very start.
+        """
+        parts = self.layout.parts
+        if len(self.layout.runs) != 1 or not isinstance(parts[0], Rows):
+            raise TemplateError(
+                f"the rows of a deep prompt are one run at the very start of the template, as in '<P*20>{{text}}'; "
+                f"found {self.template!r}. Move them there, or use TensorPromptProvider."
+            )
+        compiled = Layout(parts[1:]).compiled(self.prompt_token)
+        return PromptFormat(compiled, compiled)
 
     def as_dict(self) -> dict[str, Any]:
         """The arguments that make an equal format, as stored in ``prompt.json``.

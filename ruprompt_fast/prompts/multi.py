@@ -81,6 +81,7 @@ class MultiPrompt:
             DuplicatePromptError: the key is in use, or the prompt has another key here.
             TemplateError: the key cannot be part of a marker.
             PromptMismatchError: the prompt was made for another width than the patched model's.
+            PromptInitError: a model is patched, and the prompt is deep.
             PromptFileError, HubError: the prompt could not be loaded.
         """
         if key in self.prompts:
@@ -107,7 +108,12 @@ class MultiPrompt:
         self.prompts[key] = prompt
 
     def patch(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Initialize the prompts and attach them: :meth:`initialize`, then :meth:`attach`."""
+        """Initialize the prompts and attach them: :meth:`initialize`, then :meth:`attach`.
+
+        Raises:
+            PromptInitError: a prompt is deep, which no embedding can hold.
+        """
+        attachment.refuse_deep(self.prompts.values())
         self.initialize(model, tokenizer)
         self.attach(model, tokenizer)
 
@@ -125,6 +131,7 @@ class MultiPrompt:
         Raises:
             AlreadyAttachedError: a model is patched with these prompts already.
             NotInitializedError: some prompts are not initialized.
+            PromptInitError: a prompt is deep, which no embedding can hold.
             PromptMismatchError: a prompt was made for another width.
         """
         if self.is_attached:

@@ -1,7 +1,7 @@
 """Reading prompts that PEFT trained: folders with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 PEFT stores the rows that its prompt encoder made, under ``prompt_embeddings``, and puts them before the text. So the
-prompt becomes ``<P*n>{text}``.
+prompt becomes ``<P*n>{text}``. The rows of prefix tuning hold keys and values: that prompt is a deep one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ruprompt_fast.errors import PromptFileError
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.files import StoredPrompt, read_json
 from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.kv_shape import KVShape
 from ruprompt_fast.prompts.template import PROMPT_TOKEN
 from ruprompt_fast.prompts.tensor_files import ROWS_KEY, checked_rows, read_safetensors, read_torch
 
@@ -25,11 +26,12 @@ PEFT_SAFETENSORS_NAME = "adapter_model.safetensors"
 PEFT_TORCH_NAME = "adapter_model.bin"
 
 _MULTITASK = "MULTITASK_PROMPT_TUNING"
-_READABLE = ("PROMPT_TUNING", "P_TUNING", "CPT", _MULTITASK)
+_PREFIX_TUNING = "PREFIX_TUNING"
+_READABLE = ("PROMPT_TUNING", "P_TUNING", "CPT", _MULTITASK, _PREFIX_TUNING)
 
 
 def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
-    """Read a PEFT adapter that consists of embedding rows.
+    """Read a PEFT adapter that consists of embedding rows, or of keys and values.
 
     Args:
         folder: the adapter's folder.
@@ -49,9 +51,10 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
     tensors, tensors_path = _read_tensors(folder)
     if ROWS_KEY not in tensors:
         raise PromptFileError(f"{tensors_path}: expected a tensor {ROWS_KEY!r}; found {sorted(tensors)}.")
-    stored = checked_rows(tensors[ROWS_KEY], tensors_path)
+    kv_shape = _kv_shape(config, path) if kind == _PREFIX_TUNING else None
+    stored = checked_rows(tensors[ROWS_KEY], tensors_path, width=None if kv_shape is None else kv_shape.row_width)
     # Encoder-decoder adapters have rows for both halves; PEFT itself uses the encoder's only.
-    if stored.shape[0] not in (num_rows, 2 * num_rows):
+    if stored.shape[0] not in ((num_rows,) if kv_shape is not None else (num_rows, 2 * num_rows)):
         raise PromptFileError(
             f"{tensors_path}: expected {num_rows} rows, as {path.name} says; found {stored.shape[0]}. "
             "The files do not belong together: download or save the adapter again."
@@ -64,7 +67,7 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
     model_name = config.get("base_model_name_or_path")
     return StoredPrompt(
         PromptFormat(f"<P*{num_rows}>{{text}}", PROMPT_TOKEN * num_rows + "{text}"),
-        PromptConfig(rows.shape[1], num_rows, model_name if isinstance(model_name, str) else None),
+        PromptConfig(rows.shape[1], num_rows, model_name if isinstance(model_name, str) else None, kv_shape=kv_shape),
         rows,
     )
 
@@ -73,12 +76,24 @@ def _kind(config: Mapping[str, Any], path: Path) -> str:
     kind = config.get("peft_type")
     if kind in _READABLE:
         return str(kind)
-    reason = "adapters of this kind change weights or activations"
-    if kind == "PREFIX_TUNING":
-        reason = "prefix tuning stores keys and values of every layer, not rows of the embedding"
     raise PromptFileError(
-        f"{path}: expected peft_type to be one of {', '.join(_READABLE)}; found {kind!r}: {reason}. Use PEFT for it."
+        f"{path}: expected peft_type to be one of {', '.join(_READABLE)}; found {kind!r}: adapters of this kind change "
+        "weights or activations. Use PEFT for it."
     )
+
+
+def _kv_shape(config: Mapping[str, Any], path: Path) -> KVShape:
+    """The sizes of a prefix-tuning adapter, whose attention heads are those of keys and values."""
+    names = ("num_layers", "num_attention_heads", "token_dim")
+    sizes: list[Any] = [config.get(name) for name in names]
+    if config.get("num_transformer_submodules") not in (None, 1):
+        raise PromptFileError(
+            f"{path}: expected prefix tuning of a decoder; found an encoder-decoder's. Use PEFT for it."
+        )
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes[2] % sizes[1]:
+        found = ", ".join(f"{name}={size!r}" for name, size in zip(names, sizes, strict=True))
+        raise PromptFileError(f"{path}: expected positive sizes, the last a multiple of the heads; found {found}.")
+    return KVShape(sizes[0], sizes[1], sizes[2] // sizes[1])
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -7,17 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ruprompt_fast.errors import (
-    BatchMismatchError,
-    ContextLengthError,
-    MissingFieldError,
-    NotInitializedError,
-    UnsupportedModelError,
-)
-from ruprompt_fast.prompts.encoding import TokenizedLayout, tokenize_layout
+from ruprompt_fast.errors import BatchMismatchError, MissingFieldError, NotInitializedError
 from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.layout import Field, Layout
 from ruprompt_fast.prompts.private_tokenizer import tokenizer_state
+from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_with_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,10 +20,6 @@ Batch = Mapping[str, list[Any]]
 
 IGNORED_LABEL = -100
 """The label of tokens that the loss leaves out."""
-
-# Names that no template's field can have.
-_TARGET = "{target}"
-_END = "{end}"
 
 
 class BasePreprocessor(abc.ABC):
@@ -145,58 +134,32 @@ class Text2TextPreprocessor(BasePreprocessor):
 
     def _process(self, items: list[Item]) -> list[dict[str, Any]]:
         marker_id = self._marker_id()
-        eos_token = self.tokenizer.eos_token
-        if eos_token is None:
-            raise UnsupportedModelError("training needs an end-of-text token; set tokenizer.eos_token.")
         if self.truncation_field is not None and self.truncation_field not in self.prompt_format.fields:
             raise MissingFieldError(
                 f"truncation_field must be a field of the template, one of {list(self.prompt_format.fields)}; "
                 f"found {self.truncation_field!r}."
             )
-        layout = Layout([*self.prompt_format.layout.parts, Field(_TARGET), Field(_END)])
-        runs = [[marker_id] * count for count in layout.runs]
-        filled = [
-            {
-                **{name: item.get(name) for name in self.prompt_format.fields},
-                _TARGET: self._target(item),
-                _END: eos_token,
-            }
-            for item in items
-        ]
-        tokenized = tokenize_layout(layout, filled, self.tokenizer, self.prompt_format.prompt_token)
-        return [self._example(result, runs) for result in tokenized]
+        layout = self.prompt_format.layout
+        fields = [{name: item.get(name) for name in self.prompt_format.fields} for item in items]
+        texts = tokenize_with_targets(
+            layout,
+            fields,
+            [self._target(item) for item in items],
+            self.tokenizer,
+            self.prompt_format.prompt_token,
+            [[marker_id] * count for count in layout.runs],
+        )
+        return [self._example(text) for text in texts]
 
-    def _example(self, tokenized: TokenizedLayout, runs: list[list[int]]) -> dict[str, Any]:
-        ids = tokenized.expand(runs)
-        spans = tokenized.spans()
-        labels = [IGNORED_LABEL] * len(ids)
-        start, stop = min(spans[_TARGET].start, spans[_END].start), spans[_END].stop
-        labels[start:stop] = ids[start:stop]
-        excess = 0 if self.max_tokens is None else len(ids) - self.max_tokens
-        if excess > 0:
-            end = self._cut_end(tokenized, excess, len(ids))
-            del ids[end - excess : end]
-            del labels[end - excess : end]
-        example: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    def _example(self, text: TextWithTarget) -> dict[str, Any]:
+        text.cut(self.max_tokens, self.truncation_field)
+        ids, length = text.input_ids, len(text.input_ids)
+        labels = [IGNORED_LABEL] * text.target_start + ids[text.target_start : text.target_stop]
+        labels += [IGNORED_LABEL] * (length - len(labels))
+        example: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * length}
         if "token_type_ids" in self.tokenizer.model_input_names:
-            example["token_type_ids"] = [0] * len(ids)
+            example["token_type_ids"] = [0] * length
         return {**example, "labels": labels}
-
-    def _cut_end(self, tokenized: TokenizedLayout, excess: int, length: int) -> int:
-        """Where the tokens to cut end."""
-        if self.truncation_field is None:
-            raise ContextLengthError(
-                f"an example has {length} tokens; max_tokens is {self.max_tokens}. Name the truncation_field to cut, "
-                "or filter the data."
-            )
-        span = tokenized.spans()[self.truncation_field]
-        available = span.inner_stop - span.inner_start
-        if available < excess:
-            raise ContextLengthError(
-                f"an example has {length} tokens, {excess} more than max_tokens={self.max_tokens}, and the field "
-                f"{self.truncation_field!r} has only {available} to cut. Raise max_tokens or filter the data."
-            )
-        return span.inner_stop
 
     def _target(self, item: Item) -> Any:
         if item.get(self.target_field) is None:

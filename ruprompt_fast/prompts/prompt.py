@@ -11,6 +11,7 @@ from ruprompt_fast.prompts import attachment
 from ruprompt_fast.prompts.base_format import BasePromptFormat
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.context import PromptContext
+from ruprompt_fast.prompts.deep import PrefixTuningProvider
 from ruprompt_fast.prompts.files import StoredPrompt
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.providers import BasePromptProvider, TensorPromptProvider, as_provider
@@ -70,7 +71,12 @@ class Prompt(StoredPromptMixin):
         return self.ctx.is_attached
 
     def patch(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Initialize the prompt and attach it: :meth:`initialize`, then :meth:`attach`."""
+        """Initialize the prompt and attach it: :meth:`initialize`, then :meth:`attach`.
+
+        Raises:
+            PromptInitError: a deep prompt, which no embedding can hold.
+        """
+        attachment.refuse_deep([self])
         self.initialize(model, tokenizer)
         self.attach(model, tokenizer)
 
@@ -81,17 +87,24 @@ class Prompt(StoredPromptMixin):
             PromptLengthError: the template has no rows, or too many to initialize.
             PromptInitError: the provider cannot be initialized in this way.
             PromptMismatchError: the rows were made for another template or another width.
+            TemplateError: the rows of a deep prompt are not one run at the template's very start.
+            UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
         """
         self.format.initialize(tokenizer)
+        if self.provider.is_deep:
+            self.format.without_leading_rows()
         embedding = attachment.original_embedding(model)
         width = attachment.embedding_width(embedding)
         length = cast(int, self.format.prompt_length)
         was_initialized = self.provider.is_initialized
         self.provider.bind_tokenizer(tokenizer)
+        self.provider.bind_model(model)
         self.provider.initialize(length, width, embedding, self.format.init_tokens or {})
-        attachment.check_rows(self.provider, length, width, self.config.pretrained_model_name)
+        row_width = self.provider.row_width(width)
+        attachment.check_rows(self.provider, length, row_width, self.config.pretrained_model_name)
         self.config.prompt_length = length
-        self.config.embedding_dim = width
+        self.config.embedding_dim = row_width
+        self.config.kv_shape = self.provider.kv_shape
         if not was_initialized or self.config.pretrained_model_name is None:
             # A loaded prompt keeps the name it was trained under, which says more than the path of a copy.
             self.config.pretrained_model_name = getattr(model.config, "name_or_path", None) or ""
@@ -106,6 +119,7 @@ class Prompt(StoredPromptMixin):
 
         Raises:
             NotInitializedError: the prompt is not initialized.
+            PromptInitError: a deep prompt, which no embedding can hold.
             PromptMismatchError: the rows were made for another width; nothing is changed then.
         """
         if not self.is_initialized:
@@ -165,7 +179,13 @@ class Prompt(StoredPromptMixin):
 
     @classmethod
     def _from_stored(cls, stored: StoredPrompt) -> Self:
-        prompt = cls(stored.format, TensorPromptProvider.from_pretrained(stored.rows), stored.config)
+        shape = stored.config.kv_shape
+        provider: BasePromptProvider = (
+            TensorPromptProvider.from_pretrained(stored.rows)
+            if shape is None
+            else PrefixTuningProvider.from_pretrained(stored.rows, shape)
+        )
+        prompt = cls(stored.format, provider, stored.config)
         prompt.ctx.is_initialized = True
         return prompt
 

@@ -5,21 +5,30 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import NonFiniteRowsError, NotInitializedError, PromptInitError, PromptMismatchError
+from ruprompt_fast.prompts.kv_shape import KVShape
 from ruprompt_fast.prompts.row_init import InitMode, RowInit
 from ruprompt_fast.prompts.tensor_files import write_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BasePromptProvider(nn.Module, abc.ABC):
-    """A module that returns a prompt's rows, [rows, width], when called without arguments."""
+    """A module that returns a prompt's rows, [rows, width], when called without arguments.
+
+    Attributes:
+        is_deep: whether the rows are keys and values of every layer, instead of what the embedding gives.
+        kv_shape: the sizes of a deep prompt's keys and values; None before initialization, and of other prompts.
+    """
+
+    is_deep: ClassVar[bool] = False
+    kv_shape: KVShape | None = None
 
     @abc.abstractmethod
     def initialize(
@@ -49,6 +58,18 @@ class BasePromptProvider(nn.Module, abc.ABC):
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Tell the provider which tokenizer the ids are of, before :meth:`initialize`; most need not know."""
+
+    def bind_model(self, model: PreTrainedModel) -> None:
+        """Tell the provider which model the prompt is for, before :meth:`initialize`; deep prompts need to know.
+
+        Raises:
+            UnsupportedModelError: the prompt cannot stand before this model's text.
+            PromptMismatchError: the provider has rows already, which are for another model.
+        """
+
+    def row_width(self, embedding_dim: int) -> int:
+        """How wide the rows are for a model whose embeddings have a width of ``embedding_dim``."""
+        return embedding_dim if self.kv_shape is None else self.kv_shape.row_width
 
     def save_pretrained(self, output_file: str | os.PathLike[str]) -> None:
         """Write the rows to a file, which holds one tensor whatever the provider.
@@ -144,18 +165,28 @@ class TensorPromptProvider(BasePromptProvider):
             PromptInitError: ``weights`` is not a dense floating-point tensor [rows, width].
             NonFiniteRowsError: it contains NaN or infinity.
         """
-        if not isinstance(weights, Tensor) or weights.layout is not torch.strided:
-            raise PromptInitError(f"rows must be a dense tensor [rows, width]; found {type(weights).__name__}.")
-        if weights.ndim != 2 or 0 in weights.shape or not weights.is_floating_point():
-            raise PromptInitError(
-                f"rows must be floating-point numbers [rows, width]; found {weights.dtype} {list(weights.shape)}."
-            )
-        if not bool(torch.isfinite(weights).all()):
-            raise NonFiniteRowsError("the rows contain NaN or infinity; take them from an earlier checkpoint.")
         provider = cls()
         provider._row_init = None
-        provider.weights = nn.Parameter(weights.detach().clone())
+        provider.weights = given_rows(weights)
         return provider
+
+
+def given_rows(weights: Tensor) -> nn.Parameter:
+    """A parameter with a copy of rows that a caller brought.
+
+    Raises:
+        PromptInitError: ``weights`` is not a dense floating-point tensor [rows, width].
+        NonFiniteRowsError: it contains NaN or infinity.
+    """
+    if not isinstance(weights, Tensor) or weights.layout is not torch.strided:
+        raise PromptInitError(f"rows must be a dense tensor [rows, width]; found {type(weights).__name__}.")
+    if weights.ndim != 2 or 0 in weights.shape or not weights.is_floating_point():
+        raise PromptInitError(
+            f"rows must be floating-point numbers [rows, width]; found {weights.dtype} {list(weights.shape)}."
+        )
+    if not bool(torch.isfinite(weights).all()):
+        raise NonFiniteRowsError("the rows contain NaN or infinity; take them from an earlier checkpoint.")
+    return nn.Parameter(weights.detach().clone())
 
 
 class ModulePromptProvider(BasePromptProvider):

@@ -30,7 +30,7 @@ class LSTMPromptProvider(BasePromptProvider):
         self, hidden_dim: int = -1, input_dim: int = -1, num_lstm_layers: int = 2, *, seed: int | None = None
     ) -> None:
         super().__init__()
-        _check_sizes(hidden_dim=hidden_dim, input_dim=input_dim)
+        check_sizes(hidden_dim=hidden_dim, input_dim=input_dim)
         if num_lstm_layers < 1:
             raise PromptInitError(f"num_lstm_layers must be at least 1; found {num_lstm_layers}.")
         self.hidden_dim = hidden_dim
@@ -51,13 +51,13 @@ class LSTMPromptProvider(BasePromptProvider):
         _refuse_init_tokens(self, init_tokens)
         self.hidden_dim = embedding_dim if self.hidden_dim == -1 else self.hidden_dim
         self.input_dim = embedding_dim if self.input_dim == -1 else self.input_dim
-        with _seeded(self._seed):
+        with seeded(self._seed):
             self.input = nn.Parameter(torch.rand(1, prompt_length, self.input_dim))
             self.lstm = nn.LSTM(
                 self.input_dim, self.hidden_dim, self.num_lstm_layers, bidirectional=True, batch_first=True
             )
-            self.mlp = _two_layers(2 * self.hidden_dim, self.hidden_dim, embedding_dim)
-        _follow(self, embedding)
+            self.mlp = two_layers(2 * self.hidden_dim, self.hidden_dim, embedding_dim)
+        follow(self, embedding)
 
     def forward(self) -> Tensor:
         """The rows, [rows, width]."""
@@ -92,7 +92,7 @@ class MLPPromptProvider(BasePromptProvider):
         self, hidden_dim: int = -1, input_dim: int = -1, residual: bool = False, *, seed: int | None = None
     ) -> None:
         super().__init__()
-        _check_sizes(hidden_dim=hidden_dim, input_dim=input_dim)
+        check_sizes(hidden_dim=hidden_dim, input_dim=input_dim)
         self.hidden_dim = hidden_dim
         self.input_dim = input_dim
         self.residual = residual
@@ -118,14 +118,10 @@ class MLPPromptProvider(BasePromptProvider):
             _refuse_init_tokens(self, init_tokens)
         self.hidden_dim = embedding_dim if self.hidden_dim == -1 else self.hidden_dim
         self.input_dim = embedding_dim if self.input_dim == -1 else self.input_dim
-        with _seeded(self._seed):
+        with seeded(self._seed):
             self.input = nn.Parameter(rows if self.residual else torch.rand(prompt_length, self.input_dim))
-            self.mlp = _two_layers(self.input_dim, self.hidden_dim, embedding_dim)
-        if self.residual:
-            last = cast(nn.Linear, self.mlp[-1])
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        _follow(self, embedding)
+            self.mlp = two_layers(self.input_dim, self.hidden_dim, embedding_dim, from_zero=self.residual)
+        follow(self, embedding)
 
     def forward(self) -> Tensor:
         """The rows, [rows, width]."""
@@ -140,8 +136,13 @@ class MLPPromptProvider(BasePromptProvider):
         return self.mlp is not None
 
 
-def _two_layers(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim))
+def two_layers(input_dim: int, hidden_dim: int, output_dim: int, *, from_zero: bool = False) -> nn.Sequential:
+    """The network of a reparametrized prompt; with ``from_zero`` its output starts as zeros."""
+    first, last = nn.Linear(input_dim, hidden_dim), nn.Linear(hidden_dim, output_dim)
+    if from_zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.ReLU(), last)
 
 
 def _refuse_init_tokens(provider: BasePromptProvider, init_tokens: dict[int, int]) -> None:
@@ -152,20 +153,25 @@ def _refuse_init_tokens(provider: BasePromptProvider, init_tokens: dict[int, int
         )
 
 
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Refuse widths that are neither positive nor -1.
+
+    Raises:
+        PromptInitError: one is.
+    """
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
             raise PromptInitError(f"{name} must be a positive number, or -1 for the model's width; found {size!r}.")
 
 
-def _follow(provider: nn.Module, embedding: nn.Module) -> None:
+def follow(provider: nn.Module, embedding: nn.Module) -> None:
     """Put a provider where the embedding is, in its dtype."""
     weight = cast(Tensor, embedding.weight)
     provider.to(device=weight.device, dtype=weight.dtype)
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     """Draw with this seed and leave torch's global generator as it was."""
     if seed is None:
         yield

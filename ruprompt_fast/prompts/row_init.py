@@ -90,24 +90,41 @@ class RowInit:
                 does not exist.
         """
         check_prompt_length(prompt_length)
-        generator = self.generator if self.seed is None else torch.Generator().manual_seed(self.seed)
         weight = cast(Tensor, embedding.weight)
         if self.mode == "random":
-            noise = torch.empty(prompt_length, embedding_dim).normal_(std=self.std, generator=generator)
-            rows = noise.to(device=weight.device, dtype=weight.dtype)
-        elif self.mode == "text":
-            ids = self._ids(cast(str, self.text))
-            rows = embed_tokens(embedding, [ids[i % len(ids)] for i in range(prompt_length)])
+            rows = self.noise(prompt_length, embedding_dim).to(device=weight.device, dtype=weight.dtype)
         elif self.mode == "labels":
-            rows = self._label_rows(prompt_length, embedding, generator)
+            rows = self._label_rows(prompt_length, embedding, self._generator())
         else:
-            pool = self._frequent_ids() if self.mode == "frequent" else self._vocabulary(weight.shape[0], prompt_length)
-            rows = embed_tokens(embedding, _draw(pool, prompt_length, generator))
+            rows = embed_tokens(embedding, self.token_ids(prompt_length, weight.shape[0]))
         if init_tokens:
-            if max(init_tokens) >= prompt_length or min(init_tokens) < 0:
-                raise PromptInitError(f"init_tokens names the row {max(init_tokens)} of {prompt_length} rows.")
+            check_init_tokens(init_tokens, prompt_length)
             rows[list(init_tokens)] = embed_tokens(embedding, init_tokens.values())
         return rows
+
+    def noise(self, prompt_length: int, width: int) -> Tensor:
+        """The numbers of ``random``, float32 [prompt_length, width] on the CPU."""
+        return torch.empty(prompt_length, width).normal_(std=self.std, generator=self._generator())
+
+    def token_ids(self, prompt_length: int, table_size: int) -> list[int]:
+        """The token that each row starts from, for ``vocab``, ``frequent`` and ``text``.
+
+        Args:
+            prompt_length: the number of rows.
+            table_size: rows of the model's table of tokens.
+
+        Raises:
+            PromptTooLongError: more rows than there are tokens to draw from.
+            PromptInitError: a text without tokens, or a missing tokenizer.
+        """
+        if self.mode == "text":
+            ids = self._ids(cast(str, self.text))
+            return [ids[i % len(ids)] for i in range(prompt_length)]
+        pool = self._frequent_ids() if self.mode == "frequent" else self._vocabulary(table_size, prompt_length)
+        return _draw(pool, prompt_length, self._generator())
+
+    def _generator(self) -> torch.Generator | None:
+        return self.generator if self.seed is None else torch.Generator().manual_seed(self.seed)
 
     def _label_rows(self, prompt_length: int, embedding: nn.Module, generator: torch.Generator | None) -> Tensor:
         labels = cast("Sequence[str]", self.labels)
@@ -174,6 +191,30 @@ def check_prompt_length(prompt_length: int) -> None:
         )
 
 
+def check_init_tokens(init_tokens: dict[int, int], prompt_length: int) -> None:
+    """Refuse tokens for rows that the prompt does not have.
+
+    Raises:
+        PromptInitError: there are some.
+    """
+    if max(init_tokens, default=0) >= prompt_length or min(init_tokens, default=0) < 0:
+        raise PromptInitError(f"init_tokens names the row {max(init_tokens)} of {prompt_length} rows.")
+
+
+def check_tokens(ids: Sequence[int], table_size: int) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        PromptInitError: there are some.
+    """
+    unknown = [i for i in ids if not 0 <= i < table_size]
+    if unknown:
+        raise PromptInitError(
+            f"cannot initialize rows from the tokens {unknown}: the model's table has {table_size} rows. "
+            "Use the model's own tokenizer."
+        )
+
+
 def embed_tokens(embedding: nn.Module, ids: Iterable[int]) -> Tensor:
     """A new tensor with what the embedding module gives for these tokens, [len(ids), width], without a graph.
 
@@ -182,12 +223,7 @@ def embed_tokens(embedding: nn.Module, ids: Iterable[int]) -> Tensor:
     """
     weight = cast(Tensor, embedding.weight)
     wanted = list(ids)
-    unknown = [i for i in wanted if not 0 <= i < weight.shape[0]]
-    if unknown:
-        raise PromptInitError(
-            f"cannot initialize rows from the tokens {unknown}: the model's table has {weight.shape[0]} rows. "
-            "Use the model's own tokenizer."
-        )
+    check_tokens(wanted, weight.shape[0])
     with torch.no_grad():
         return cast(Tensor, embedding(torch.tensor(wanted, dtype=torch.long, device=weight.device))).clone()
 

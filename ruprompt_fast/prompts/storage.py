@@ -132,7 +132,7 @@ class StoredPromptMixin(abc.ABC):
         """Load a prompt from a folder or from the Hugging Face Hub.
 
         Reads what :meth:`save_pretrained` writes, ruPrompts' files, and PEFT adapters of embedding rows (prompt tuning,
-        P-tuning, CPT and multitask prompt tuning).
+        P-tuning, CPT and multitask prompt tuning) or of keys and values (prefix tuning).
 
         Args:
             pretrained_prompt_name_or_path: a folder, or ``owner/name`` of a repository.

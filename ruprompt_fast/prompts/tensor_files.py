@@ -144,3 +144,12 @@ def _reason(error: Exception) -> str:
     return (
         f"reading it failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, which appears complete or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)

@@ -104,11 +104,7 @@ class TestMultitask:
 
 
 class TestRefusals:
-    def test_prefix_tuning_by_name(self, tmp_path: Path) -> None:
-        with pytest.raises(PromptFileError, match="'PREFIX_TUNING': prefix tuning stores keys and values"):
-            Prompt.from_pretrained(adapter(tmp_path, "PREFIX_TUNING"))
-
-    @pytest.mark.parametrize("kind", ["LORA", "IA3", None])
+    @pytest.mark.parametrize("kind", ["LORA", "IA3", "CARTRIDGE", None])
     def test_other_kinds(self, tmp_path: Path, kind: str) -> None:
         with pytest.raises(PromptFileError, match="Use PEFT for it"):
             Prompt.from_pretrained(adapter(tmp_path, kind))

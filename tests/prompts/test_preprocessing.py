@@ -169,7 +169,7 @@ class TestTruncation:
         preprocess.max_tokens = 5
         assert len(preprocess(item)["input_ids"]) == 5
         preprocess.max_tokens = 4
-        with pytest.raises(ContextLengthError, match="5 more than max_tokens=4.*'text' has only 4"):
+        with pytest.raises(ContextLengthError, match="5 more than max_tokens=4 .*'text' has only 4"):
             preprocess(item)
 
     def test_nothing_to_cut(self, format: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> None:
