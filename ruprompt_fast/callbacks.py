@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ruprompt_fast.embedding import PROVIDERS_KEY, hide_from_save
+from ruprompt_fast.embedding import PROVIDERS_KEY, hide_from_save, note_update
 from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import MultiPrompt, Prompt, freeze_model
 
@@ -38,6 +38,18 @@ class FreezeTransformerUnfreezePrompt(TrainerCallback):
         if model is not None:
             freeze_model(model)
             hide_from_save(model, hidden=False)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Have the embedding compute its rows anew: fused optimizers change parameters without a trace."""
+        if model is not None:
+            note_update(parameter for parameter in model.parameters() if parameter.requires_grad)
 
     def on_train_end(
         self,

@@ -108,6 +108,13 @@ def test_best_checkpoint_is_reloaded(tmp_path: Path, more: list[Any]) -> None:
     assert torch.equal(prompt.rows(), next(value for name, value in best.items() if "prompt_provider" in name))
 
 
+def test_evaluation_sees_every_update(tmp_path: Path) -> None:
+    prompt = Prompt(PromptFormat("<P*4>{text}"), LSTMPromptProvider(seed=1))
+    trainer, _ = train(tmp_path, prompt, [], eval_strategy="steps", eval_steps=2, learning_rate=0.05)
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(set(evaluated)) == len(evaluated) > 1
+
+
 def test_multi_prompt_is_saved_by_key(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     prompts = {key: make_prompt("<P*3>{text}", model, tokenizer, seed) for seed, key in enumerate(["one", "two"])}

@@ -1,0 +1,124 @@
+"""From rows to examples: which ids, and which of them are to be generated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
+from transformers import PretrainedConfig
+
+from ruprompt_fast import PromptFormat
+from ruprompt_fast.errors import ContextLengthError, FieldTypeError, LabelError, MissingFieldError, TaskError
+from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
+from ruprompt_fast.training.examples import Example, ExampleEncoder
+from ruprompt_fast.training.task import Task
+
+TOKENIZER = tiny_tokenizer()
+FIRST_ROW = 100
+EOS = TOKENIZER.eos_token_id
+CONFIG = tiny_model("gpt2").config
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def rows(*indices: int) -> list[int]:
+    return [FIRST_ROW + index for index in indices]
+
+
+def encode(task: Task, *data: dict[str, Any], config: PretrainedConfig = CONFIG, **settings: int) -> list[Example]:
+    format = PromptFormat(task.template, tokenizer=TOKENIZER)
+    return ExampleEncoder(task, format, TOKENIZER, model_config=config, first_row_id=FIRST_ROW, **settings).encode(data)
+
+
+def labels_of(example: Example) -> list[int]:
+    return [label for label in example["labels"] if label != IGNORED_LABEL]
+
+
+def test_text2text_labels_the_target_and_the_end() -> None:
+    [example] = encode(Task("<P*2>{text}<P>", target=" {out}"), {"text": "аб", "out": "вг"})
+    assert example["input_ids"] == [*rows(0, 1), *ids("аб"), *rows(2), *ids(" вг"), EOS]
+    assert example["prefix_len"] == 2
+    assert example["labels"] == [IGNORED_LABEL] * 5 + [*ids(" вг"), EOS]
+
+
+def test_style_labels_the_fields_and_no_rows() -> None:
+    task = Task("да <P*2>x{text}<P>", "style", target="{out}")
+    [example] = encode(task, {"text": "аб", "out": "вг"})
+    assert example["input_ids"] == [*ids("да "), *rows(0, 1), *ids("xаб"), *rows(2), *ids("вг"), EOS]
+    assert example["prefix_len"] == 5
+    assert labels_of(example) == [*ids("абвг"), EOS]
+    assert example["labels"][6:8] == ids("аб")
+
+
+def test_style_without_fields_has_the_text_as_target() -> None:
+    [example] = encode(Task("<s><P*2>", "style"), {"text": "аб"})
+    assert example["input_ids"] == [*ids("<s>"), *rows(0, 1), *ids("аб"), EOS]
+    assert (example["prefix_len"], labels_of(example)) == (3, [*ids("аб"), EOS])
+
+
+def test_classification_has_candidates() -> None:
+    task = Task("<P>{text}<P>", "classification", label_field="k", labels={"a": "да", "b": "нет"})
+    examples = encode(task, {"text": "аб", "k": "b"}, {"text": "", "k": "a"})
+    assert examples[0]["input_ids"] == [*rows(0), *ids("аб"), *rows(1)]
+    assert [example["candidates"] for example in examples] == [[ids("да"), ids("нет")]] * 2
+    assert [example["gold"] for example in examples] == [1, 0]
+
+
+def test_deep_rows_are_not_among_the_ids() -> None:
+    [example] = encode(Task("<P*4><s>{text}", target="{out}"), {"text": "аб", "out": "в"}, num_deep_rows=4)
+    assert example["input_ids"] == [*ids("<s>абв"), EOS]
+    assert example["prefix_len"] == 0
+
+
+def test_encoder_decoders_have_the_target_in_the_decoder() -> None:
+    config = tiny_model("t5").config
+    [example] = encode(Task("<P>{text}", target="{out}"), {"text": "аб", "out": "вг"}, config=config)
+    assert example["input_ids"] == [*rows(0), *ids("аб")]
+    assert example["labels"] == [*ids("вг"), EOS]
+    with pytest.raises(TaskError, match="encoder-decoder"):
+        encode(Task("<P>{text}", "style"), config=config)
+
+
+def test_long_fields_are_cut_where_asked() -> None:
+    task = Task("<P*2>{text}<P>", target="{out}", max_tokens=9, truncation_field="text")
+    [example] = encode(task, {"text": "абвгдежз", "out": "ы"})
+    assert example["input_ids"] == [*rows(0, 1), *ids("абвг"), *rows(2), *ids("ы"), EOS]
+    assert labels_of(example) == [*ids("ы"), EOS]
+
+
+def test_the_last_token_of_a_label_word_needs_no_position() -> None:
+    task = Task("<P>{text}", "classification", label_field="k", labels={"a": "да", "b": "н"}, max_tokens=5)
+    assert encode(task, {"text": "абв", "k": "a"})
+    with pytest.raises(ContextLengthError, match="row 0"):
+        encode(task, {"text": "абвг", "k": "a"})
+
+
+def test_errors_name_the_row() -> None:
+    task = Task("<P>{text}", target="{out}")
+    good = {"text": "а", "out": "б"}
+    with pytest.raises(MissingFieldError, match="row 1: the column 'out'"):
+        encode(task, good, {"text": "а"})
+    with pytest.raises(FieldTypeError, match="row 2"):
+        encode(task, good, good, {"text": 5, "out": "б"})
+    with pytest.raises(ContextLengthError, match="row 1: .*truncation_field"):
+        encode(task, good, {"text": "а" * CONTEXT, "out": "б"})
+    labelled = Task("<P>{text}", "classification", label_field="k", labels={"a": "да", "b": "нет"})
+    with pytest.raises(LabelError, match="row 0"):
+        encode(labelled, {"text": "а", "k": "c"})
+
+
+def test_label_words_must_differ_in_their_first_token() -> None:
+    task = Task("<P>{text}", "classification", label_field="k", labels={"a": "да", "b": "дно"})
+    with pytest.raises(LabelError, match="begin with the same token, 'д'"):
+        encode(task)
+
+
+def test_a_task_of_another_prompt() -> None:
+    format = PromptFormat("<P>{body}", tokenizer=TOKENIZER)
+    with pytest.raises(TaskError, match="the prompt's own template"):
+        ExampleEncoder(
+            Task("<P>{text}", target="{out}"), format, TOKENIZER, model_config=CONFIG, first_row_id=FIRST_ROW
+        )
