@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -32,16 +34,20 @@ REQUESTS: tuple[tuple[str | None, str], ...] = (
 """
 
 
-def run(seed: int, max_new_tokens: int) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Load the bundled model, generate one mixed batch, print a table and a line of figures."""
+    parser = argparse.ArgumentParser(prog="ruprompt-fast demo")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=40, help="tokens per request at most (default: 40)")
+    options = parser.parse_args(arguments)
     logging.disable_progress_bar()
     model = bundled.load()
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     started = time.perf_counter()
     outputs = model.generate(
         [text for _, text in REQUESTS],
         prompt=[name for name, _ in REQUESTS],
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=options.max_new_tokens,
         do_sample=True,
         temperature=0.7,
         top_p=0.9,

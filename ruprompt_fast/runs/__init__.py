@@ -1,0 +1,1 @@
+"""Whole runs: training, evaluating, generating and sweeping from one configuration to a folder of results."""

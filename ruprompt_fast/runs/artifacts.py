@@ -1,0 +1,175 @@
+"""A run's output folder: what is written there, and when it counts as finished.
+
+config.yaml        the effective configuration; written before training
+checkpoints/       what an interrupted run goes on from
+prompt.json, prompt_provider.safetensors    the prompt; an ensemble has a folder for each member
+history.jsonl, curve.png    what was logged, and the loss over the steps
+README.md          the model card
+metrics.json       the figures; written last, so a folder that has it is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError
+from ruprompt_fast.prompts.tensor_files import write_atomically, write_text
+from ruprompt_fast.runs.config import config_yaml
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+HISTORY_FILE = "history.jsonl"
+CURVE_FILE = "curve.png"
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
+
+# What may change between an interrupted run and its continuation.
+_NOT_OF_THE_RUN = ("resume", "output")
+
+
+def check_output(folder: Path, config: Any) -> None:
+    """Refuse a folder that this run may not write to.
+
+    Args:
+        folder: the output folder.
+        config: the configuration, a dataclass with a field ``resume``.
+
+    Raises:
+        OutputExistsError: it exists, and ``resume`` is not set.
+        CheckpointError: it is to be resumed, but holds something else than a run with this configuration.
+        ConfigError: it cannot be made.
+    """
+    check_can_make(folder)
+    if not folder.exists() or (config.resume and _is_blank(folder)):
+        return
+    if not config.resume:
+        state = (
+            "a finished run" if is_finished(folder) else "an interrupted run" if is_run(folder) else "something else"
+        )
+        raise OutputExistsError(
+            f"{folder}: expected no such folder; found {state}. Choose another output"
+            f"{', or continue the run with resume=true' if is_run(folder) else ''}."
+        )
+    if not is_run(folder):
+        raise CheckpointError(f"{folder}: expected the folder of a run to resume, with {CONFIG_FILE}; found none.")
+    try:
+        stored = _leaves(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected the configuration of a run ({error}).") from error
+    given = _leaves(yaml.safe_load(config_yaml(config)))
+    for key in sorted(stored.keys() | given.keys()):
+        if key not in _NOT_OF_THE_RUN and stored.get(key) != given.get(key):
+            raise CheckpointError(
+                f"{folder}: the interrupted run has {key}={stored.get(key)!r}; found {given.get(key)!r}. Resume it "
+                f"with its own {CONFIG_FILE}, or choose another output."
+            )
+
+
+def check_can_make(path: Path) -> None:
+    """Check that a file or folder that is not there can be made, before anything is computed for it.
+
+    Raises:
+        ConfigError: it would stand in a file, or in a folder that may not be written to.
+    """
+    if path.exists():
+        return
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise ConfigError(f"{path}: expected a place in a folder; {place} is none. Choose another output.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: expected a place to write to; {place} is write-protected. Choose another output.")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run wrote all of its results to this folder."""
+    return (folder / METRICS_FILE).is_file()
+
+
+def begin(folder: Path, config: Any) -> None:
+    """Make the folder, with the configuration in it; the one of an interrupted run is left as it is."""
+    if not is_run(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG_FILE, config_yaml(config))
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write what the trainer logged, one JSON object a line."""
+    write_text(folder / HISTORY_FILE, "".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write the figures, which makes the run a finished one."""
+    write_text(folder / METRICS_FILE, json.dumps(dict(metrics), indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The figures of a finished run.
+
+    Raises:
+        ConfigError: there is no finished run in this folder.
+    """
+    path = folder / METRICS_FILE
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected the figures of a finished run ({error}).") from error
+    return cast("dict[str, float]", metrics)
+
+
+def draw_curve(folder: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the training loss, and the held-out loss where there is one, over the steps.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    check_can_draw()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    axes.set(title=title, xlabel="step", ylabel="loss, nats")
+    axes.legend()
+    write_atomically(folder / CURVE_FILE, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def check_can_draw() -> None:
+    """Check that the curve can be drawn, before anything is trained.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the curve needs the package matplotlib; install it with pip install 'ruprompt-fast[train]'."
+        ) from error
+
+
+def _is_blank(folder: Path) -> bool:
+    """Whether a run that was cut off in its first moments left nothing here but folders and an unfinished file."""
+    leftovers = [path for path in folder.rglob("*") if not path.is_dir()]
+    return folder.is_dir() and all(path.name.startswith(f".{CONFIG_FILE}.") for path in leftovers)
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted keys."""
+    if not isinstance(config, dict) or not config:
+        return {prefix.removesuffix("."): config}
+    return {key: value for name in config for key, value in _leaves(config[name], f"{prefix}{name}.").items()}

@@ -1,0 +1,193 @@
+"""A prompt's answers to all rows of a file, written as they come; a killed run is gone on with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ruprompt_fast.cache import model_identity, prefix_key
+from ruprompt_fast.engine.progress import progress_bar
+from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.model import FastPromptModel
+from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.runs.artifacts import check_can_make
+from ruprompt_fast.runs.config import ModelConfig
+from ruprompt_fast.runs.loading import load_frozen, members_of
+from ruprompt_fast.runs.results import ResultFile
+from ruprompt_fast.runs.serving import (
+    Answering,
+    check_settings,
+    find_task,
+    input_columns,
+    is_classification,
+    load_answering,
+)
+from ruprompt_fast.runs.source import RowSource, SourceRow
+from ruprompt_fast.training.data import BadRow, OnBadRow, report_bad_rows
+from ruprompt_fast.training.task import Task
+
+# A line's seed has the run's above the line's number.
+_LINE_BITS = 32
+
+
+@dataclass
+class GenerateConfig:
+    """Answer every row of a file with a prompt.
+
+    Attributes:
+        prompt: the folder of a prompt or of an ensemble, or the hub id of a prompt.
+        input: a .jsonl, .csv or .tsv file, or a pipe of JSON lines.
+        output: the .jsonl file to write; one of an interrupted run is gone on with.
+        model: the frozen model.
+        task: the YAML file of a training configuration, for its task; by default config.yaml in the prompt's folder.
+        generation: settings of generation, the fields of transformers' GenerationConfig.
+        batch_size: rows that are answered, and written, together.
+        seed: the seed of sampling.
+        on_bad_row: whether a broken or too long row is an error or is left out and counted.
+        field_prefix: put before the names output, label and scores of the fields that are added.
+        progress: whether to show a progress bar; by default on a terminal.
+    """
+
+    prompt: str
+    input: str
+    output: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: str | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    seed: int = 0
+    on_bad_row: OnBadRow = "fail"
+    field_prefix: str = ""
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed must be from 0 to 2**31 - 1; found {self.seed}.")
+
+
+@dataclass(frozen=True)
+class GenerateOutcome:
+    """What a run did.
+
+    Attributes:
+        output: the file.
+        num_rows: rows in it.
+        num_before: of these, rows that were there before.
+        bad: rows of the input that were left out; none if the run was finished before.
+        seconds: how long it took.
+    """
+
+    output: Path
+    num_rows: int
+    num_before: int
+    bad: list[BadRow]
+    seconds: float
+
+
+def generate(config: GenerateConfig) -> GenerateOutcome:
+    """Answer every row of a file, in order, in constant memory.
+
+    A prompt without fields continues the column ``text``, or begins by itself where a row has none. Every line of the
+    output is the input's row with ``output``, the generated text, added (a list of texts with ``num_return_sequences``
+    above 1); for a classification ``output`` is the label word, ``label`` its class, and ``scores`` has every class's
+    probability. Rows are written batch by batch. A run that was killed and is started again goes on behind the last
+    whole batch; every row has a seed of its own, so the file becomes what it would have been.
+
+    Raises:
+        OutputExistsError: the output is there, and is not of an interrupted run.
+        CheckpointError: it is of an interrupted run with another prompt, model, input or other settings.
+        TrainingDataError, MissingFieldError: the input cannot be read, or a row of it.
+        ContextLengthError: a row is too long for the model; the message names its line.
+        UnknownArgumentError, SettingError, ConfigError, PromptFileError, PromptMismatchError: see their texts. All but
+            a row's length is checked before the model is loaded.
+    """
+    started = time.monotonic()
+    check_settings(config.generation)
+    prompt = load_answering(config.prompt)
+    task = find_task(config.prompt, config.task, prompt)
+    columns = input_columns(prompt, task)
+    new_fields = _new_fields(config.field_prefix, task)
+    has_fields = bool(members_of(prompt)[0].format.fields)
+    source = RowSource(config.input, list(columns.values()), new_fields, config.on_bad_row, has_all=has_fields)
+    description = _description(config, prompt, task, source)
+    results = ResultFile(Path(config.output).expanduser(), description, config.batch_size)
+    check_can_make(results.path)
+    results.check()
+    num_expected = source.check()
+    if (num_rows := results.num_complete()) is not None:
+        return GenerateOutcome(results.path, num_rows, num_rows, [], time.monotonic() - started)
+    answering, weights = _start(config, prompt, task)
+    results = replace(results, description={**description, "weights": weights})
+    with results.writing() as writer, progress_bar(num_expected, config.progress) as report:
+        num_before = writer.num_lines
+        usable = source.rows(lambda row: answering.check_fits(_inputs(columns, row), config.generation))
+        rows = islice(usable, num_before, None)
+        while batch := list(islice(rows, config.batch_size)):
+            writer.append(_answers(answering, batch, columns, config))
+            if report is not None:
+                report(writer.num_lines)
+        report_bad_rows(config.input, writer.num_lines, source.bad, "skip")
+        num_rows = writer.num_lines
+    return GenerateOutcome(results.path, num_rows, num_before, source.bad, time.monotonic() - started)
+
+
+def _new_fields(prefix: str, task: Task | None) -> list[str]:
+    names = ["output", "label", "scores"] if is_classification(task) else ["output"]
+    return [f"{prefix}{name}" for name in names]
+
+
+def _inputs(columns: Mapping[str, str], row: Mapping[str, str]) -> dict[str, str]:
+    """The prompt's fields of a row."""
+    return {name: row.get(column, "") for name, column in columns.items()}
+
+
+def _answers(
+    answering: Answering, batch: Sequence[SourceRow], columns: Mapping[str, str], config: GenerateConfig
+) -> list[dict[str, Any]]:
+    """The rows of the output."""
+    inputs = [_inputs(columns, row.columns) for row in batch]
+    if answering.is_classification:
+        answers = answering.classify(inputs)
+    else:
+        seeds = [(config.seed << _LINE_BITS) + row.line for row in batch]
+        texts = [[output.text for output in row] for row in answering.generate(inputs, config.generation, seeds)]
+        answers = [{"output": row[0] if len(row) == 1 else row} for row in texts]
+    return [
+        {**row.record, **{f"{config.field_prefix}{name}": value for name, value in answer.items()}}
+        for row, answer in zip(batch, answers, strict=True)
+    ]
+
+
+def _description(
+    config: GenerateConfig, prompt: Prompt | PromptEnsemble, task: Task | None, source: RowSource
+) -> dict[str, Any]:
+    """What the output depends on, the model's weights aside."""
+    return {
+        "prompt": [_content_of(member) for member in members_of(prompt)],
+        "model": asdict(config.model),
+        "task": None if task is None else asdict(task),
+        "input": source.digest(),
+        **{name: getattr(config, name) for name in ("generation", "batch_size", "seed", "field_prefix")},
+    }
+
+
+def _content_of(prompt: Prompt) -> str:
+    """A digest of a prompt's format and rows."""
+    rows = prompt.rows()
+    return prefix_key(json.dumps(prompt.format.as_dict()).encode(), rows.dtype, rows, [], 0).hex()
+
+
+def _start(config: GenerateConfig, prompt: Prompt | PromptEnsemble, task: Task | None) -> tuple[Answering, str]:
+    """The model with the prompt, and a digest of its weights."""
+    model, tokenizer = load_frozen(config.model)
+    weights = model_identity(model).hex()
+    served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
+    return Answering.start(served, prompt, task), weights

@@ -1,0 +1,146 @@
+"""What a run starts from: the frozen model, the rows, a prompt without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ruprompt_fast import bundled
+from ruprompt_fast.engine.loading import dtype_of, load_model, load_tokenizer
+from ruprompt_fast.errors import ConfigError, LabelError
+from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.prompts.deep import PrefixTuningProvider
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.layout import Rows as PromptRows
+from ruprompt_fast.prompts.layout import RowsFromText
+from ruprompt_fast.prompts.providers import BasePromptProvider
+from ruprompt_fast.prompts.row_init import check_prompt_length
+from ruprompt_fast.prompts.template import parse_template
+from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
+from ruprompt_fast.training.data import Rows, load_rows
+from ruprompt_fast.training.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED_MODEL_NAME = "ruprompt-fast/ruslit-gpt2-7m"
+"""What prompts for the bundled model are said to be made for: its folder means nothing on another machine."""
+
+_PROVIDERS: dict[str, tuple[type[BasePromptProvider], tuple[str, ...]]] = {
+    "tensor": (TensorPromptProvider, ("init", "text", "labels", "std")),
+    "lstm": (LSTMPromptProvider, ("hidden_dim",)),
+    "mlp": (MLPPromptProvider, ("hidden_dim", "residual")),
+    "prefix": (PrefixTuningProvider, ("init", "text", "hidden_dim", "std")),
+}
+
+
+def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The frozen model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ConfigError: there is no such model, it cannot be read, or there is no such device.
+    """
+    if (config.device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"model.device={config.device!r} needs a GPU; torch finds none. Leave it out, or give cpu.")
+    name = str(bundled.MODEL) if config.name == BUNDLED else config.name
+    dtype = "auto" if config.dtype == "auto" else dtype_of(config.dtype)
+    try:
+        model = load_model(name, dtype, config.device).eval()
+        tokenizer = load_tokenizer(name, None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.name={config.name!r} cannot be loaded: {error} Give {BUNDLED!r}, a folder or a hub id."
+        ) from error
+    if config.name == BUNDLED:
+        model.name_or_path = model.config.name_or_path = BUNDLED_MODEL_NAME
+    return model, tokenizer
+
+
+def load_data(config: DataConfig, task: Task) -> tuple[Rows, Rows | None]:
+    """The rows to train and to validate on.
+
+    Raises:
+        TrainingDataError, MissingFieldError: see :func:`~ruprompt_fast.training.data.load_rows`.
+        LabelError: a row has a class that the task has no label word for.
+    """
+
+    def load(source: str, split: str, limit: int | None) -> Rows:
+        rows = load_rows(
+            source,
+            task.required_columns,
+            split=split,
+            name=config.name,
+            on_bad_row=config.on_bad_row,
+            limit=limit,
+        )
+        _check_classes(rows, task)
+        return rows
+
+    train = load(config.train, config.train_split, config.limit)
+    if config.validation is None:
+        return train, None
+    return train, load(config.validation, config.validation_split, config.validation_limit)
+
+
+def make_prompt(config: TrainConfig) -> Prompt | PromptEnsemble:
+    """The prompt to train, or the ensemble of them, without rows.
+
+    Raises:
+        ConfigError: a setting of the provider that this kind does not have.
+        PromptInitError: settings that do not belong together.
+        TemplateError: the template cannot be read.
+        PromptLengthError: it has no rows.
+    """
+    check_prompt_length(
+        sum(isinstance(part, PromptRows | RowsFromText) for part in parse_template(config.task.template))
+    )
+    if config.ensemble_size == 1:
+        return Prompt(PromptFormat(config.task.template), make_provider(config.provider, config.seed))
+    seeds = range(config.seed, config.seed + config.ensemble_size)
+    return PromptEnsemble.of(config.task.template, lambda seed: make_provider(config.provider, seed), seeds)
+
+
+def members_of(prompt: Prompt | PromptEnsemble) -> tuple[Prompt, ...]:
+    """The prompt alone, or the ensemble's."""
+    return tuple(prompt.members) if isinstance(prompt, PromptEnsemble) else (prompt,)
+
+
+def make_provider(config: ProviderConfig, seed: int) -> BasePromptProvider:
+    """A provider without rows, whose first values the seed decides.
+
+    Raises:
+        ConfigError: a setting that this kind does not have.
+        PromptInitError: settings that do not belong together.
+    """
+    factory, known = _PROVIDERS[config.kind]
+    given = {
+        part.name: getattr(config, part.name)
+        for part in fields(config)
+        if part.name != "kind" and getattr(config, part.name) != part.default
+    }
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"provider.kind={config.kind} has the settings {', '.join(known)}; found {name}.")
+    if "std" in given and config.init != "random":
+        raise ConfigError(f"provider.std belongs to init=random; found init={config.init}.")
+    arguments: dict[str, Any] = {**given, "seed": seed}
+    return factory(**arguments)
+
+
+def _check_classes(rows: Rows, task: Task) -> None:
+    if task.label_field is None:
+        return
+    known = list(task.labels or {})
+    unknown = _unknown(known, [row[task.label_field] for row in rows.rows])
+    if unknown:
+        raise LabelError(
+            f"{rows.source}: the column {task.label_field!r} holds the classes {unknown}, for which task.labels has no "
+            f"word; it has words for {known}."
+        )
+
+
+def _unknown(known: Sequence[str], found: Sequence[str]) -> list[str]:
+    return sorted(set(found) - set(known))

@@ -1,0 +1,139 @@
+"""Reading configurations: YAML files with overrides as ``key=value``, by jsonargparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
+from ruprompt_fast.training.data import nearest, scalar_text
+
+Config = TypeVar("Config")
+
+_FLAGS = ("-h", "--help", "--print_config")
+
+
+def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
+    """Read a configuration as a command line gives it: ``config.yaml key=value ...``.
+
+    Args:
+        kind: the dataclass to make; its fields may be dataclasses.
+        arguments: paths of YAML files and overrides, ``a.b=value``, ``--a.b=value`` or ``--a.b value``; what comes
+            later wins.
+            ``--help`` and ``--print_config`` print and exit.
+        prog: the command, for the help.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, an unreadable file, or a required key that is missing.
+        RupromptError: what the dataclasses themselves raise.
+        MissingDependencyError: jsonargparse is not installed.
+    """
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise MissingDependencyError(
+            "configurations need the package jsonargparse; install it with pip install 'ruprompt-fast[train]'."
+        ) from error
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, usage=f"{prog} [-h] [--print_config] [config.yaml] [key=value ...]", exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file, also without --config=")
+    parser.add_class_arguments(kind)
+    try:
+        namespace = parser.parse_args(list(_options(arguments, kind)))
+        _name_classes_by_text(namespace)
+        made = parser.instantiate(namespace)
+    except RupromptError:
+        raise
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error.__cause__, RupromptError):
+            raise error.__cause__ from error
+        raise ConfigError(f"{_one_line(error)}; see {prog} --help.") from error
+    return kind(**{part.name: made[part.name] for part in fields(cast(Any, kind))})
+
+
+def read_config(kind: type[Config], path: Path) -> Config:
+    """Read a YAML file, such as the ``config.yaml`` of a finished run; see :func:`parse_config`."""
+    return parse_config(kind, [f"--config={path}"], prog="ruprompt-fast")
+
+
+def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
+    """The arguments in jsonargparse's form, their keys checked.
+
+    Raises:
+        ConfigError: a key is unknown, a value is missing, or a file cannot be read.
+    """
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in _FLAGS:
+            yield argument
+            continue
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") and (not equals or Path(argument).is_file()):
+            key, value = "config", argument
+        elif not equals and (value := next(remaining, "--")).startswith("--"):
+            raise ConfigError(f"expected a value behind {argument}; found none. Write {argument}=VALUE.")
+        if key == "config":
+            _check_file(Path(value), kind)
+        else:
+            _check_key(key.removesuffix("+"), kind)
+        yield f"--{key}={value}"
+
+
+def _check_file(path: Path, kind: type) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a YAML file; {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML; found something else: {_one_line(error)}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values; found {type(content).__name__}.")
+    for key in _keys(content, kind):
+        _check_key(key, kind, f"{path}: ")
+
+
+def _keys(content: Mapping[Any, Any], kind: Any, place: str = "") -> Iterator[str]:
+    """The dotted keys of a file, as deep as there are dataclasses."""
+    types = get_type_hints(kind)
+    for key, value in content.items():
+        yield f"{place}{key}"
+        part = types.get(str(key))
+        if isinstance(value, dict) and is_dataclass(part):
+            yield from _keys(value, part, f"{place}{key}.")
+
+
+def _check_key(key: str, kind: Any, source: str = "") -> None:
+    """Refuse a dotted key that names no field; what follows a field that is a mapping may be anything."""
+    place = ""
+    for part in key.split("."):
+        if not is_dataclass(kind):
+            if _is_mapping(kind):
+                return
+            raise ConfigError(f"{source}unknown key {key!r}: {place!r} holds one value.")
+        known = [field.name for field in fields(kind)]
+        if part not in known:
+            owner = f"the keys of {place!r} are" if place else "the keys are"
+            raise ConfigError(f"{source}unknown key {key!r}; {owner} {', '.join(known)}.{nearest(part, known)}")
+        kind = get_type_hints(kind)[part]
+        place = f"{place}.{part}" if place else part
+
+
+def _is_mapping(kind: Any) -> bool:
+    origins = [get_origin(option) for option in (kind, *get_args(kind))]
+    return any(isinstance(origin, type) and issubclass(origin, Mapping) for origin in origins)
+
+
+def _name_classes_by_text(namespace: Any) -> None:
+    """YAML reads ``{1: стихи}`` with a number for its key, while the classes of a task are named by text."""
+    for key, value in list(namespace.items()):
+        if isinstance(value, dict):
+            namespace[key] = {scalar_text(name) or str(name): item for name, item in value.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

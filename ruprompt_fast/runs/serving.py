@@ -1,0 +1,196 @@
+"""A trained prompt, or an ensemble, answering rows of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.engine.context import new_tokens
+from ruprompt_fast.engine.requests import merged_config
+from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.ensemble_files import is_ensemble_folder
+from ruprompt_fast.routing import check_fits
+from ruprompt_fast.runs.artifacts import CONFIG_FILE
+from ruprompt_fast.runs.config import TrainConfig
+from ruprompt_fast.runs.loading import members_of
+from ruprompt_fast.runs.parsing import read_config
+from ruprompt_fast.training.attaching import collect_prompts
+from ruprompt_fast.training.task import Task
+
+if TYPE_CHECKING:
+    from ruprompt_fast.model import FastPromptModel
+
+_NAME = "prompt"
+
+# A prompt without fields is a prefix: this one follows it.
+_TEXT = "text"
+
+# Arguments of FastPromptModel.generate that GenerationConfig does not have.
+_OWN_SETTINGS = ("presence_penalty", "frequency_penalty")
+
+
+def load_answering(name_or_path: str) -> Prompt | PromptEnsemble:
+    """A prompt from a folder or the hub, or an ensemble from a folder.
+
+    Raises:
+        PromptFileError, UnsafeFileError, NonFiniteRowsError, HubError: it cannot be read.
+    """
+    if is_ensemble_folder(name_or_path):
+        return PromptEnsemble.from_pretrained(name_or_path)
+    return Prompt.from_pretrained(name_or_path)
+
+
+def find_task(source: str, config: str | None, prompt: Prompt | PromptEnsemble) -> Task | None:
+    """The task of a training configuration: the one given, else the one in the prompt's folder, else None.
+
+    Args:
+        source: where the prompt comes from.
+        config: a YAML file, or None.
+        prompt: the prompt.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+        TaskError: the task is for another template than the prompt's.
+    """
+    path = Path(source).expanduser() / CONFIG_FILE if config is None else Path(config).expanduser()
+    if config is None and not path.is_file():
+        return None
+    task = read_config(TrainConfig, path).task
+    collect_prompts(prompt, task)
+    return task
+
+
+def setting_names() -> list[str]:
+    """The settings that generation knows, the seed aside."""
+    from transformers import GenerationConfig
+
+    return [*(name for name in vars(GenerationConfig()) if not name.startswith("_")), *_OWN_SETTINGS]
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check generation settings before a model is loaded.
+
+    Raises:
+        UnknownArgumentError: a name that is no setting of generation.
+        SettingError: a value that cannot work.
+        ConfigError: the seed is among them.
+    """
+    from transformers import GenerationConfig
+
+    if "seed" in settings:
+        raise ConfigError("the seed stands beside the settings of generation, not among them; write seed=...")
+    merged_config(None, GenerationConfig(), _of_transformers(settings))
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model and the prompt, or ensemble, that answers.
+
+    Attributes:
+        model: the model, which has the prompt.
+        prompt: the prompt or ensemble.
+        task: what it was trained to do, if known.
+    """
+
+    model: FastPromptModel
+    prompt: Prompt | PromptEnsemble
+    task: Task | None
+
+    @classmethod
+    def start(cls, model: FastPromptModel, prompt: Prompt | PromptEnsemble, task: Task | None) -> Answering:
+        """Load the prompt into the model.
+
+        Raises:
+            PromptMismatchError, NonFiniteRowsError: it is not for this model.
+        """
+        if isinstance(prompt, PromptEnsemble):
+            prompt.add_to(model, _NAME)
+        else:
+            model.add_prompt(_NAME, prompt)
+        return cls(model, prompt, task)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether answers are label words."""
+        return is_classification(self.task)
+
+    def generate(
+        self,
+        inputs: Sequence[Mapping[str, str]],
+        settings: Mapping[str, Any],
+        seeds: Sequence[int],
+        progress: bool | None = False,
+    ) -> list[list[GenerationOutput]]:
+        """Continue every input, each with its own seed.
+
+        Args:
+            inputs: the prompt's fields.
+            settings: of generation.
+            seeds: one for each input.
+            progress: see :meth:`FastPromptModel.generate`.
+
+        Returns:
+            ``num_return_sequences`` outputs for each input, one of an ensemble.
+        """
+        arguments: dict[str, Any] = {**settings, "seed": list(seeds), "progress": progress}
+        if isinstance(self.prompt, PromptEnsemble):
+            return [[output] for output in self.prompt.generate(self.model, inputs, **arguments)]
+        outputs = self.model.generate(inputs, _NAME, **arguments)
+        size = len(outputs) // len(inputs)
+        return [outputs[start : start + size] for start in range(0, len(outputs), size)]
+
+    def classify(self, inputs: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+        """For every input ``output``, the label word, ``label``, its class, and ``scores``, probabilities by class."""
+        task = cast(Task, self.task)
+        if isinstance(self.prompt, PromptEnsemble):
+            outputs = self.prompt.classify(self.model, inputs, task.label_words)
+        else:
+            outputs = self.model.classify(inputs, _NAME, labels=task.label_words)
+        classes = {word: name for name, word in (task.labels or {}).items()}
+        return [
+            {
+                "output": output.label,
+                "label": classes[output.label],
+                "scores": {classes[word]: probability for word, probability in output.probabilities.items()},
+            }
+            for output in outputs
+        ]
+
+    def check_fits(self, fields: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        """Check that an input and what is to be generated for it fit the model's context.
+
+        Raises:
+            ContextLengthError: they do not.
+        """
+        name = f"{_NAME}/0" if isinstance(self.prompt, PromptEnsemble) else _NAME
+        (length,) = self.model.count_tokens(fields, name)
+        config = self.model.model.config
+        if self.is_classification:
+            words = self.model.tokenizer(cast(Task, self.task).label_words, add_special_tokens=False)["input_ids"]
+            check_fits(config, length, max(map(len, words)) - 1, 0)
+        else:
+            merged = merged_config(None, self.model.model.generation_config, _of_transformers(settings))
+            new_tokens(config, [0] * length, merged, 0)
+
+
+def input_columns(prompt: Prompt | PromptEnsemble, task: Task | None) -> dict[str, str]:
+    """The columns that hold the prompt's fields, by field.
+
+    A prompt without fields has the one of the text that follows it, which a row may lack.
+    """
+    renamed = {} if task is None else task.columns
+    return {name: renamed.get(name, name) for name in (members_of(prompt)[0].format.fields or (_TEXT,))}
+
+
+def is_classification(task: Task | None) -> bool:
+    """Whether answers are label words."""
+    return task is not None and task.objective == "classification"
+
+
+def _of_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _OWN_SETTINGS}

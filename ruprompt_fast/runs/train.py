@@ -1,0 +1,208 @@
+"""Training a prompt from a configuration: everything is checked first, then trained, then written to a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from ruprompt_fast.embedding import detach_prompts
+from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.tensor_files import write_text
+from ruprompt_fast.runs.artifacts import (
+    CARD_FILE,
+    begin,
+    check_can_draw,
+    check_output,
+    draw_curve,
+    is_finished,
+    is_run,
+    read_metrics,
+    write_history,
+    write_metrics,
+)
+from ruprompt_fast.runs.card import TrainedPrompt, model_card
+from ruprompt_fast.runs.config import TrainConfig
+from ruprompt_fast.runs.loading import load_data, load_frozen, make_prompt, members_of
+from ruprompt_fast.runs.measures import Clock, figures_of, seconds_of
+from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
+from ruprompt_fast.training.data import Rows
+from ruprompt_fast.training.trainer import PromptTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """A finished run.
+
+    Attributes:
+        folder: the output folder.
+        prompt: the prompt, or the ensemble.
+        metrics: the figures, see :func:`~ruprompt_fast.runs.measures.figures_of`.
+        seconds: how long training took, that of interrupted parts included.
+    """
+
+    folder: Path
+    prompt: Prompt | PromptEnsemble
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(config: TrainConfig) -> TrainOutcome:
+    """Train a prompt and write it to a folder, with its figures, its curve and its card.
+
+    Whatever can be checked without the model is checked before it is loaded, and the rest before anything is computed.
+    An interrupted run is continued with ``config.resume``, to the same prompt; for a finished one its result is
+    returned.
+
+    Raises:
+        OutputExistsError: the folder exists, and ``resume`` is not set.
+        ConfigError, PromptInitError, TemplateError: the configuration cannot work.
+        TrainingDataError, MissingFieldError, LabelError, ContextLengthError: the rows, or one of them, cannot be used.
+        CheckpointError: the folder to resume is of another run.
+        DivergenceError: the loss is not a number, or ran away.
+        MissingDependencyError: a package of the extra ``train`` is not installed.
+    """
+    folder = Path(config.output)
+    if is_main_process():
+        check_output(folder, config)
+    if config.resume and is_finished(folder):
+        return finished_run(config)
+    check_can_train()
+    check_can_draw()
+    check_trackers(config.optimization.report_to)
+    training_device(config)
+    make_prompt(config)
+    train_rows, validation_rows = load_data(config.data, config.task)
+    model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
+    return train_prompt(config, model, tokenizer, train_rows, validation_rows)
+
+
+def train_prompt(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Rows,
+    validation_rows: Rows | None = None,
+    *,
+    is_quiet: bool = False,
+) -> TrainOutcome:
+    """The part of :func:`train` behind loading, for runs that share a model and its data.
+
+    Args:
+        config: the configuration; its ``model`` and ``data`` are only written down.
+        model: the frozen model; when the function returns or raises, no prompt is attached to it.
+        tokenizer: its tokenizer.
+        train_rows: what to train on.
+        validation_rows: what to validate on.
+        is_quiet: whether to show no progress bars and print no logs.
+
+    Raises:
+        See :func:`train`.
+    """
+    folder = Path(config.output)
+    if is_main_process():
+        check_output(folder, config)
+    if config.resume and is_finished(folder):
+        return finished_run(config)
+    prompt = make_prompt(config)
+    recipe = recipe_of(config, members_of(prompt)[0].provider)
+    clock = Clock()
+    callbacks: list[TrainerCallback] = [clock]
+    if config.optimization.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.optimization.early_stopping_patience))
+    try:
+        with _no_folder_without_a_run(folder):
+            trainer = PromptTrainer(
+                model,
+                training_arguments(config, recipe, is_on_cpu=model.device.type == "cpu", is_quiet=is_quiet),
+                prompt=prompt,
+                task=config.task,
+                tokenizer=tokenizer,
+                train_dataset=train_rows.rows,
+                eval_dataset=None if validation_rows is None else validation_rows.rows,
+                callbacks=callbacks,
+            )
+            if is_quiet:
+                trainer.remove_callback(PrinterCallback)
+            if is_main_process():
+                begin(folder, config)
+        trainer.train(resume_from_checkpoint=config.resume)
+        history = list(trainer.state.log_history)
+        metrics = figures_of(trainer, clock.seconds or seconds_of(trainer.state), train_rows, validation_rows)
+        if config.optimization.eval_steps is None:
+            history = trainer.state.log_history  # with the only validation
+        if trainer.is_world_process_zero():
+            num_parameters = sum(parameter.numel() for parameter in trainer.trained.values())
+            _write(TrainedPrompt(config, recipe, metrics, num_parameters, trainer.runner.name, prompt), history)
+    finally:
+        detach_prompts(model)
+    if metrics["skipped_rows"] and is_main_process():
+        _logger.warning("%s: %d broken rows of the data were skipped.", folder, metrics["skipped_rows"])
+    return TrainOutcome(folder, prompt, metrics, metrics["seconds"])
+
+
+def finished_run(config: TrainConfig) -> TrainOutcome:
+    """What a finished run left in its folder.
+
+    Raises:
+        PromptFileError: the prompt's files are missing or malformed.
+        ConfigError: the folder is not of a finished run.
+    """
+    folder = Path(config.output)
+    metrics = read_metrics(folder)
+    kind = Prompt if config.ensemble_size == 1 else PromptEnsemble
+    return TrainOutcome(folder, kind.from_pretrained(folder), metrics, metrics["seconds"])
+
+
+def _write(trained: TrainedPrompt, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write the results, the figures last: they make the run a finished one."""
+    folder = Path(trained.config.output)
+    trained.prompt.save_pretrained(folder)
+    write_history(folder, history)
+    draw_curve(folder, history, trained.name)
+    write_text(folder / CARD_FILE, model_card(trained))
+    write_metrics(folder, trained.metrics)
+
+
+@contextmanager
+def _no_folder_without_a_run(folder: Path) -> Iterator[None]:
+    """Remove the folder again if the block makes it and fails before a run has begun there."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new and is_main_process() and not is_run(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and reports: the first of those that torchrun started; others find its folder."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def training_device(config: TrainConfig) -> str | None:
+    """Where the model goes: the first GPU that the process sees or, under torchrun, the process's own."""
+    device = config.model.device
+    if device not in (None, "cpu", "cuda", "cuda:0"):
+        raise ConfigError(
+            f"model.device must be cpu or cuda in training; found {device!r}. Choose a GPU with CUDA_VISIBLE_DEVICES."
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

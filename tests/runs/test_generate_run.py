@@ -1,0 +1,287 @@
+"""Answering a file: what is written, how a killed run goes on, and what is refused before anything is spent."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs.run_cases import KIND, ensemble_folder, read_jsonl, task_of, trained, write_jsonl
+
+from ruprompt_fast import bundled
+from ruprompt_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    OutputExistsError,
+    PromptMismatchError,
+    RupromptError,
+    SettingError,
+    TaskError,
+    TrainingDataError,
+    UnknownArgumentError,
+)
+from ruprompt_fast.runs.config import ModelConfig
+from ruprompt_fast.runs.generate import GenerateConfig, generate
+from ruprompt_fast.training.task import Task
+
+PROVERB = str(bundled.PROMPTS["proverb"])
+TEXTS = ["Без труда", "Старый друг", "Вечером", "Над морем", "Я помню", "Кто рано", "В лесу"]
+SAMPLING = {"max_new_tokens": 6, "do_sample": True}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> GenerateConfig:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": index, "text": text} for index, text in enumerate(TEXTS)])
+    return GenerateConfig(
+        PROVERB, source, str(tmp_path / "out" / "out.jsonl"), generation=SAMPLING, batch_size=2, seed=5
+    )
+
+
+class TestOutput:
+    def test_rows_with_their_answers(self, config: GenerateConfig) -> None:
+        outcome = generate(config)
+        assert (outcome.num_rows, outcome.num_before, outcome.bad) == (7, 0, [])
+        served = bundled.load()
+        expected = []
+        for start in range(0, 7, 2):
+            lines = range(start + 1, min(start + 2, 7) + 1)
+            outputs = served.generate(
+                TEXTS[start : start + 2], "proverb", seed=[(5 << 32) + line for line in lines], **SAMPLING
+            )
+            expected += [output.text for output in outputs]
+        rows = read_jsonl(config.output)
+        assert rows == [
+            {"id": index, "text": text, "output": output}
+            for index, (text, output) in enumerate(zip(TEXTS, expected, strict=True))
+        ]
+        assert len(set(expected)) == 7
+
+    def test_classification(self, config: GenerateConfig, tmp_path: Path) -> None:
+        config = replace(config, prompt=trained(tmp_path / "kind", "kind", KIND), generation={}, field_prefix="my_")
+        generate(config)
+        served = bundled.load()
+        for row, text in zip(read_jsonl(config.output), TEXTS, strict=True):
+            (output,) = served.classify(text, "kind", labels=list(bundled.LABELS))
+            assert row["my_output"] == output.label
+            assert row["my_label"] == {" стихи": "verse", " рассказ": "prose"}[output.label]
+            scores = {"verse": output.probabilities[" стихи"], "prose": output.probabilities[" рассказ"]}
+            assert row["my_scores"] == pytest.approx(scores, abs=1e-5)
+
+    def test_columns_of_the_task(self, config: GenerateConfig, tmp_path: Path) -> None:
+        task = task_of("proverb", objective="style", target="{text}", columns={"text": "начало"})
+        table = tmp_path / "in.tsv"
+        table.write_text("".join(f"{line}\n" for line in ["номер\tначало", "1\tБез труда", "2\tВечером"]))
+        config = replace(config, input=str(table), prompt=trained(tmp_path / "prompt", "proverb", task))
+        generate(config)
+        assert [list(row) for row in read_jsonl(config.output)] == [["номер", "начало", "output"]] * 2
+
+    def test_rows_without_text_for_a_prompt_without_fields(self, config: GenerateConfig, tmp_path: Path) -> None:
+        source = write_jsonl(tmp_path / "bare.jsonl", [{"id": 1}, {"id": 2, "text": ""}])
+        generate(replace(config, input=source))
+        served = bundled.load()
+        outputs = served.generate(["", ""], "proverb", seed=[(5 << 32) + 1, (5 << 32) + 2], **SAMPLING)
+        assert [row["output"] for row in read_jsonl(config.output)] == [output.text for output in outputs]
+
+    def test_several_sequences_make_a_list(self, config: GenerateConfig) -> None:
+        generate(replace(config, generation={**SAMPLING, "num_return_sequences": 3}))
+        for row in read_jsonl(config.output):
+            assert len(row["output"]) == 3
+            assert len(set(row["output"])) > 1
+
+    def test_ensemble(self, config: GenerateConfig, tmp_path: Path) -> None:
+        folder = ensemble_folder(tmp_path / "kinds", "kind", KIND)
+        generate(replace(config, prompt=folder, generation={}))
+        for row in read_jsonl(config.output):
+            assert row["label"] in ("verse", "prose")
+            assert sum(row["scores"].values()) == pytest.approx(1)
+
+    def test_pipe(self, config: GenerateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        content = Path(config.input).read_bytes()
+        writer = threading.Thread(target=lambda: pipe.write_bytes(content), daemon=True)
+        writer.start()
+        generate(replace(config, input=str(pipe), progress=True))
+        writer.join()
+        assert "7/?" in capsys.readouterr().err
+        assert [row["text"] for row in read_jsonl(config.output)] == TEXTS
+        with pytest.raises(CheckpointError, match="input="):
+            generate(replace(config, input=str(pipe)))
+
+
+class TestResuming:
+    @pytest.fixture
+    def whole(self, config: GenerateConfig) -> bytes:
+        generate(config)
+        return Path(config.output).read_bytes()
+
+    def interrupt(self, config: GenerateConfig, content: bytes) -> None:
+        """Leave what a killed run would have left."""
+        Path(config.output).write_bytes(content)
+        path = Path(f"{config.output}.run.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_lines": None}))
+
+    def test_cut_anywhere(self, config: GenerateConfig, whole: bytes) -> None:
+        lines = whole.splitlines(keepends=True)
+        cases = {
+            b"": 0,
+            whole[:7]: 0,
+            b"".join(lines[:3]): 2,
+            b"".join(lines[:4]): 4,
+            b"".join(lines[:4]) + lines[4][:-1]: 4,
+            whole[:-1]: 6,
+            whole: 6,
+        }
+        for content, num_kept in cases.items():
+            self.interrupt(config, content)
+            assert generate(config).num_before == num_kept
+            assert Path(config.output).read_bytes() == whole
+
+    def test_a_finished_run_is_left_alone(self, config: GenerateConfig, whole: bytes) -> None:
+        changed = Path(config.output).stat().st_mtime_ns
+        outcome = generate(config)
+        assert (outcome.num_rows, outcome.num_before) == (7, 7)
+        assert Path(config.output).stat().st_mtime_ns == changed
+
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("seed", {"seed": 6}),
+            ("generation", {"generation": {**SAMPLING, "temperature": 0.7}}),
+            ("batch_size", {"batch_size": 3}),
+            ("field_prefix", {"field_prefix": "x_"}),
+            ("prompt", {"prompt": str(bundled.PROMPTS["verse"])}),
+            ("model", {"model": ModelConfig(dtype="bfloat16")}),
+        ],
+    )
+    def test_another_run(self, config: GenerateConfig, whole: bytes, name: str, change: dict[str, Any]) -> None:
+        self.interrupt(config, whole[:100])
+        with pytest.raises(CheckpointError, match=f"{name}="):
+            generate(replace(config, **change))
+        assert Path(config.output).read_bytes() == whole[:100]
+
+    def test_another_input(self, config: GenerateConfig, whole: bytes) -> None:
+        self.interrupt(config, whole[:100])
+        with Path(config.input).open("a") as file:
+            file.write('{"text": "Ещё"}\n')
+        with pytest.raises(CheckpointError, match="input="):
+            generate(config)
+
+    def test_skipped_rows_are_not_counted_twice(self, config: GenerateConfig, tmp_path: Path) -> None:
+        long = {"text": "море " * 600}
+        rows = [{"text": "Без труда"}, "{", long, {"text": "Вечером"}, {"text": "В лесу"}, long, {"text": "Я помню"}]
+        config = replace(config, input=write_jsonl(tmp_path / "mixed.jsonl", rows), on_bad_row="skip")
+        outcome = generate(config)
+        assert [row.line for row in outcome.bad] == [2, 3, 6]
+        assert "context" in outcome.bad[1].reason
+        whole = Path(config.output).read_bytes()
+        assert [row["text"] for row in read_jsonl(config.output)] == ["Без труда", "Вечером", "В лесу", "Я помню"]
+        for num_lines, num_kept in ((1, 0), (2, 2), (3, 2)):
+            self.interrupt(config, b"".join(whole.splitlines(keepends=True)[:num_lines]))
+            assert generate(config).num_before == num_kept
+            assert Path(config.output).read_bytes() == whole
+
+    def test_killed(self, config: GenerateConfig, tmp_path: Path) -> None:
+        rows = [{"text": text, "copy": copy} for copy in range(15) for text in TEXTS]
+        config = replace(config, input=write_jsonl(tmp_path / "many.jsonl", rows), batch_size=4)
+        generate(config)
+        whole = Path(config.output).read_bytes()
+        output = tmp_path / "killed.jsonl"
+        command = [sys.executable, "-m", "ruprompt_fast.cli", "generate", "--prompt", PROVERB, "--model", "bundled"]
+        command += ["--input", config.input, "--output", str(output), "--max_new_tokens", "6", "--do_sample", "true"]
+        run = subprocess.Popen([*command, "--batch_size", "4", "--seed", "5"], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while run.poll() is None and not (output.exists() and output.stat().st_size > 1000):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        part = output.read_bytes()
+        assert 1000 < len(part) < len(whole)
+        outcome = generate(replace(config, output=str(output)))
+        assert 0 < outcome.num_before < 105
+        assert output.read_bytes() == whole
+
+
+class TestRefusals:
+    def refuse(self, config: GenerateConfig, error: type[RupromptError], match: str) -> None:
+        with pytest.raises(error, match=match):
+            generate(config)
+        assert not Path(config.output).exists()
+
+    def test_an_output_of_something_else(self, config: GenerateConfig) -> None:
+        Path(config.output).parent.mkdir()
+        Path(config.output).write_text("important\n")
+        with pytest.raises(OutputExistsError, match="Name another output"):
+            generate(config)
+        assert Path(config.output).read_text() == "important\n"
+
+    def test_an_output_that_is_being_written(self, config: GenerateConfig) -> None:
+        generate(config)
+        path = Path(f"{config.output}.run.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_lines": None}))
+        with Path(config.output).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(OutputExistsError, match="another process"):
+                generate(config)
+
+    def test_broken_rows(self, config: GenerateConfig, tmp_path: Path) -> None:
+        rows = [{"text": "Вечером"}, "не JSON", {"txt": "Вечером"}, '{"text": "\\ud800"}', {"text": 5, "output": 1}]
+        config = replace(
+            config, input=write_jsonl(tmp_path / "broken.jsonl", rows), prompt=str(bundled.PROMPTS["kind"])
+        )
+        self.refuse(
+            config, TrainingDataError, r"4 of 5 rows.*broken\.jsonl:2 is not JSON.*:3 has no value.*:4 .*1 more"
+        )
+        self.refuse(
+            replace(config, input=write_jsonl(tmp_path / "taken.jsonl", [{"text": "а", "output": "б"}])),
+            TrainingDataError,
+            "field 'output'.*field_prefix",
+        )
+        self.refuse(replace(config, input=write_jsonl(tmp_path / "empty.jsonl", [])), TrainingDataError, "none")
+
+    def test_a_row_that_is_too_long(self, config: GenerateConfig, tmp_path: Path) -> None:
+        rows = [{"text": "Вечером"}, {"text": "Я помню"}, {"text": "море " * 600}]
+        config = replace(config, input=write_jsonl(tmp_path / "long.jsonl", rows))
+        with pytest.raises(ContextLengthError, match=r"long\.jsonl:3 has \d+ tokens.*on_bad_row=skip"):
+            generate(config)
+        assert len(read_jsonl(config.output)) == 2
+        assert generate(replace(config, on_bad_row="skip")).num_before == 2
+        config = replace(
+            config, output=str(tmp_path / "first.jsonl"), input=write_jsonl(tmp_path / "1.jsonl", rows[2:])
+        )
+        self.refuse(config, ContextLengthError, r"1\.jsonl:1 has")
+        assert not list(tmp_path.glob("first*"))
+
+    def test_other_files(self, config: GenerateConfig, tmp_path: Path) -> None:
+        self.refuse(replace(config, input=str(tmp_path / "none.jsonl")), TrainingDataError, "no such file")
+        (tmp_path / "in.txt").write_text("Вечером")
+        self.refuse(replace(config, input=str(tmp_path / "in.txt")), TrainingDataError, r"suffix '\.txt'")
+
+    def test_settings(self, config: GenerateConfig) -> None:
+        self.refuse(replace(config, generation={"max_new_tokns": 5}), UnknownArgumentError, "max_new_tokens")
+        self.refuse(replace(config, generation={"penalty_alpha": 0.6}), SettingError, "penalty_alpha")
+        self.refuse(replace(config, generation={"seed": 5}), ConfigError, "seed=")
+        for change in ({"batch_size": 0}, {"seed": -1}, {"seed": 2**31}):
+            with pytest.raises(ConfigError, match=next(iter(change))):
+                replace(config, **change)
+
+    def test_a_task_of_another_prompt(self, config: GenerateConfig, tmp_path: Path) -> None:
+        task = Task("<P*3>{text}", target=" {answer}")
+        self.refuse(replace(config, prompt=trained(tmp_path / "prompt", "proverb", task)), TaskError, r"<P\*3>")
+
+    def test_a_prompt_of_another_model(self, config: GenerateConfig, tmp_path: Path) -> None:
+        folder = Path(trained(tmp_path / "prompt", "proverb", task_of("proverb", objective="style")))
+        content = (folder / "prompt.json").read_text()
+        (folder / "prompt.json").write_text(content.replace("ruslit-gpt2-7m", "another"))
+        self.refuse(replace(config, prompt=str(folder)), PromptMismatchError, "another")

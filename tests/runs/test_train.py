@@ -1,0 +1,360 @@
+"""Training from a configuration: the folder, what stops a run before it begins, and how an interrupted one goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs.tiny_run import CLASSIFICATION, LABELLED_ROWS, ROWS, TASK, save_model, tiny_config
+from tiny_models import sharp_model, tiny_tokenizer
+
+from ruprompt_fast import FastPromptModel, Prompt, errors
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.runs.config import ModelConfig, ProviderConfig, TrainConfig, config_yaml
+from ruprompt_fast.runs.parsing import read_config
+from ruprompt_fast.runs.train import TrainOutcome, train, train_prompt
+from ruprompt_fast.training.data import Rows
+from ruprompt_fast.training.task import Task
+
+PROMPT_FILES = ("prompt.json", "prompt_provider.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, TrainOutcome]:
+    config = tiny_config(tmp_path_factory.mktemp("finished"), model, prompt_name="ответы")
+    return config, train(config)
+
+
+def prompt_bytes(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in PROMPT_FILES]
+
+
+def run_code_of_card(folder: Path) -> None:
+    """Run the card's example on a text, with the folder where it says that one stands."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    place = re.search(r'"path [^"]*"', code)
+    assert place is not None
+    exec(code.replace(place.group(), repr(str(folder))).replace(": ...", ': "абв"'), {})
+
+
+def test_the_folder_holds_the_prompt_and_all_about_it(finished: tuple[TrainConfig, TrainOutcome]) -> None:
+    config, outcome = finished
+    folder = outcome.folder
+    assert folder == Path(config.output)
+    assert torch.equal(Prompt.from_pretrained(folder).rows(), outcome.prompt.rows())
+    assert read_config(TrainConfig, folder / "config.yaml") == config
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == outcome.metrics
+    assert metrics["steps"] == 6
+    assert metrics["train_rows"] == metrics["validation_rows"] == len(ROWS)
+    assert metrics["skipped_rows"] == 0
+    assert outcome.seconds == metrics["seconds"] > 0
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 6
+    assert metrics["train_loss"] == losses[-1]
+    assert losses[-1] < losses[0]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_per_second_counts_the_tokens_of_the_data(finished: tuple[TrainConfig, TrainOutcome]) -> None:
+    _, outcome = finished
+    # Twice all rows; a token per character, and one for the end of the text.
+    tokens = 2 * sum(len(row["text"]) + 1 + len(row["answer"]) + 1 for row in ROWS)
+    assert outcome.metrics["tokens_per_second"] * outcome.seconds == pytest.approx(tokens)
+
+
+def test_the_card_is_for_the_hub(finished: tuple[TrainConfig, TrainOutcome]) -> None:
+    from huggingface_hub import ModelCard
+
+    config, outcome = finished
+    card = ModelCard.load(outcome.folder / "README.md")
+    assert card.data.base_model == config.model.name
+    assert card.data.library_name == "ruprompt-fast"
+    for text in (
+        "# ответы",
+        TASK.template,
+        config.data.train,
+        "learning_rate: `0.02`",
+        "batches: `packed`",
+        "| seconds |",
+    ):
+        assert text in card.text
+
+
+def test_the_folder_generates(
+    finished: tuple[TrainConfig, TrainOutcome], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = FastPromptModel.from_pretrained(model, prompts={"answer": finished[1].folder})
+    output = served.generate([{"text": "абв"}], prompt="answer")[0]
+    assert output.token_ids
+    capsys.readouterr()
+    run_code_of_card(finished[1].folder)
+    assert capsys.readouterr().out == f"{output.text}\n"
+
+
+def test_another_seed_gives_another_prompt(finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path) -> None:
+    config, outcome = finished
+    other = train(replace(config, output=str(tmp_path / "other"), seed=1))
+    assert not torch.equal(other.prompt.rows(), outcome.prompt.rows())
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        ProviderConfig("tensor", "random", std=0.1),
+        ProviderConfig("tensor", "text", text="ответ"),
+        ProviderConfig("tensor", "labels", labels=["да", "нет"]),
+        ProviderConfig("lstm", hidden_dim=8),
+        ProviderConfig("mlp", residual=True),
+    ],
+    ids=lambda provider: f"{provider.kind}-{provider.init}",
+)
+def test_every_provider_trains(provider: ProviderConfig, model: Path, tmp_path: Path) -> None:
+    outcome = train(tiny_config(tmp_path, model, optimization={"max_steps": 2}, provider=provider))
+    assert Prompt.from_pretrained(outcome.folder).rows().shape == (5, 32)
+    assert outcome.metrics["eval_loss"] > 0
+
+
+def test_prefix_tuning_trains(model: Path, tmp_path: Path) -> None:
+    task = replace(TASK, template="<P*3>{text}")
+    config = tiny_config(tmp_path, model, task=task, provider=ProviderConfig("prefix"), optimization={"max_steps": 2})
+    outcome = train(config)
+    assert Prompt.from_pretrained(outcome.folder).format.prompt_length == 3
+
+
+def test_a_classification_has_an_accuracy(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = train(tiny_config(tmp_path, model, task=CLASSIFICATION, rows=LABELLED_ROWS))
+    assert outcome.metrics["eval_accuracy"] * len(ROWS) in range(len(ROWS) + 1)
+    assert "| held-out accuracy |" in (outcome.folder / "README.md").read_text(encoding="utf-8")
+    run_code_of_card(outcome.folder)
+    assert capsys.readouterr().out.splitlines()[-1] in CLASSIFICATION.label_words
+
+
+def test_an_ensemble_trains_in_one_run(model: Path, tmp_path: Path) -> None:
+    outcome = train(tiny_config(tmp_path, model, ensemble_size=2))
+    ensemble = PromptEnsemble.from_pretrained(outcome.folder)
+    first, second = (member.rows() for member in ensemble.members)
+    assert not torch.equal(first, second)
+    run_code_of_card(outcome.folder)
+
+
+def test_the_best_prompt_is_kept(model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 8, "eval_steps": 1, "learning_rate": 1.0, "early_stopping_patience": 3}
+    outcome = train(tiny_config(tmp_path, model, optimization=settings))
+    lines = (outcome.folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    held_out = [entry["eval_loss"] for entry in map(json.loads, lines) if "eval_loss" in entry]
+    assert outcome.metrics["eval_loss"] == pytest.approx(min(held_out), rel=1e-6)
+
+
+def test_gradient_checkpointing_gives_the_same_prompt(
+    finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path
+) -> None:
+    config, outcome = finished
+    optimization = replace(config.optimization, gradient_checkpointing=True)
+    again = train(replace(config, output=str(tmp_path / "run"), optimization=optimization))
+    torch.testing.assert_close(again.prompt.rows(), outcome.prompt.rows(), rtol=1e-4, atol=1e-5)
+
+
+# Errors that need no model: each is found although the configuration names a model that does not exist.
+
+
+def first_line(folder: Path, text: str) -> dict[str, Any]:
+    path = folder / "given.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return {"train": str(path), "validation": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("", errors.TrainingDataError, "found none"),
+        ('{"text": "а"}\n', errors.MissingFieldError, "no 'answer'"),
+        ('{"text": "а", "anser": "б"}\n', errors.MissingFieldError, "Did you mean 'anser'"),
+        ('{"text": "а", "answer": "б"}\n{"text": "а", "answ\n', errors.TrainingDataError, r"given.jsonl:2 is not JSON"),
+    ],
+)
+def test_bad_data_stops_before_the_model_loads(text: str, error: type[Exception], message: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, data=first_line(tmp_path, text))
+    with pytest.raises(error, match=message):
+        train(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"provider": ProviderConfig("lstm", residual=True)}, errors.ConfigError, "lstm has the settings hidden_dim"),
+        ({"provider": ProviderConfig(init="text")}, errors.PromptInitError, "belong together"),
+        ({"provider": ProviderConfig(std=0.1)}, errors.ConfigError, "init=random"),
+        ({"task": replace(TASK, template="{text}")}, errors.PromptLengthError, "at least one row"),
+        ({"model": ModelConfig("/no/model/here", device="cuda:7")}, errors.ConfigError, "CUDA_VISIBLE_DEVICES"),
+        ({"optimization": {"report_to": ["tensorbord"]}}, errors.ConfigError, "optimization.report_to.*tensorboard"),
+        ({"task": CLASSIFICATION, "rows": [{"text": "а", "label": 7}]}, errors.LabelError, r"\['7'\]"),
+        ({}, errors.ConfigError, "model.name='/no/model/here'"),
+    ],
+)
+def test_bad_settings_stop_before_the_model_loads(
+    settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, **settings)
+    with pytest.raises(error, match=message):
+        train(config)
+    assert not Path(config.output).exists()
+
+
+def test_without_accelerate_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    config = tiny_config(tmp_path)
+    with pytest.raises(errors.MissingDependencyError, match="accelerate.*ruprompt-fast\\[train\\]"):
+        train(config)
+    assert not Path(config.output).exists()
+
+
+def test_an_output_folder_that_exists_is_refused(finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path) -> None:
+    config, outcome = finished
+    before = prompt_bytes(outcome.folder)
+    with pytest.raises(errors.OutputExistsError, match="finished run"):
+        train(config)
+    with pytest.raises(errors.OutputExistsError, match="something else"):
+        train(replace(config, output=str(tmp_path)))
+    assert prompt_bytes(outcome.folder) == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "error", "message"),
+    [
+        (TASK, [{"text": "а", "answer": "б" * 200}], errors.ContextLengthError, "row 0"),
+        (
+            replace(TASK, truncation_field=None),
+            [{"text": "а" * 200, "answer": "б"}],
+            errors.ContextLengthError,
+            "row 0",
+        ),
+        (
+            replace(CLASSIFICATION, labels={"1": "да", "0": "дно"}),
+            LABELLED_ROWS,
+            errors.LabelError,
+            "begin with the same token",
+        ),
+    ],
+)
+def test_what_only_tokens_show_stops_before_any_compute(
+    task: Task, rows: list[dict[str, Any]], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    model = sharp_model("gpt2")
+    embedding = model.get_input_embeddings()
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    config = tiny_config(tmp_path, task=task, rows=rows)
+    with pytest.raises(error, match=message):
+        train_prompt(
+            config, model, tiny_tokenizer(), Rows([{k: str(v) for k, v in r.items()} for r in rows], [], "rows")
+        )
+    assert not calls
+    assert not Path(config.output).exists()
+    assert model.get_input_embeddings() is embedding
+
+
+def test_training_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = sharp_model("gpt2")
+    embedding = model.get_input_embeddings()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = tiny_config(tmp_path)
+    first = train_prompt(config, model, tiny_tokenizer(), Rows(ROWS, [], "rows"))
+    second = train_prompt(
+        replace(config, output=str(tmp_path / "second")), model, tiny_tokenizer(), Rows(ROWS, [], "rows")
+    )
+    assert model.get_input_embeddings() is embedding
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert prompt_bytes(first.folder) == prompt_bytes(second.folder)
+    assert first.metrics["validation_rows"] == 0
+
+
+def test_skipped_rows_are_counted_at_the_end(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(
+        tmp_path, model, data={"on_bad_row": "skip", "validation": None}, optimization={"max_steps": 1}
+    )
+    with Path(config.data.train).open("a", encoding="utf-8") as file:
+        file.write("{]\n")
+    with caplog.at_level(logging.WARNING):
+        outcome = train(config)
+    assert outcome.metrics["skipped_rows"] == 1
+    assert f"{config.data.train}:{len(ROWS) + 1} is not JSON" in caplog.text
+    assert "1 broken rows of the data were skipped" in caplog.messages[-1]
+
+
+def test_a_finished_run_is_not_trained_again(finished: tuple[TrainConfig, TrainOutcome]) -> None:
+    config, outcome = finished
+    stamps = {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
+    again = train(replace(config, resume=True))
+    assert again.metrics == outcome.metrics
+    assert torch.equal(again.prompt.rows(), outcome.prompt.rows())
+    assert {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")} == stamps
+
+
+def test_a_run_is_resumed_with_its_own_configuration_only(
+    finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path
+) -> None:
+    config, outcome = finished
+    other = replace(config, resume=True, optimization=replace(config.optimization, learning_rate=0.5))
+    with pytest.raises(errors.CheckpointError, match=r"optimization.learning_rate=None; found 0.5"):
+        train(other)
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    with pytest.raises(errors.CheckpointError, match="folder of a run"):
+        train(replace(config, resume=True, output=str(tmp_path)))
+
+
+@pytest.mark.parametrize("written", [".config.yaml.0123", "config.yaml"])
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(
+    written: str, finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path
+) -> None:
+    config, outcome = finished
+    config = replace(config, output=str(tmp_path / "run"), resume=True)
+    (Path(config.output) / "checkpoints").mkdir(parents=True)
+    (Path(config.output) / written).write_text(config_yaml(config), encoding="utf-8")
+    assert prompt_bytes(train(config).folder) == prompt_bytes(outcome.folder)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_prompt(model: Path, tmp_path: Path) -> None:
+    """The run is killed with SIGKILL at whatever it does after its second checkpoint."""
+    settings = {"max_steps": 150, "save_steps": 5}
+    config = tiny_config(tmp_path, model, optimization=settings)
+    (tmp_path / "given.yaml").write_text(config_yaml(config), encoding="utf-8")
+    command = [sys.executable, "-m", "ruprompt_fast.cli", "train", str(tmp_path / "given.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    checkpoint = Path(config.output) / "checkpoints" / "checkpoint-10" / "complete.json"
+    try:
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, stderr.decode()
+    assert not (Path(config.output) / "prompt.json").exists()
+    resumed = train(replace(config, resume=True))
+    whole = train(replace(config, output=str(tmp_path / "whole")))
+    assert prompt_bytes(resumed.folder) == prompt_bytes(whole.folder)
+    assert resumed.metrics["train_loss"] == whole.metrics["train_loss"]
+    assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
