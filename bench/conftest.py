@@ -8,16 +8,18 @@ import pytest
 
 
 def line(name: str, bench: Any, first: Any) -> str:
-    """Milliseconds, and tokens per second where tokens were counted.
+    """Milliseconds, tokens per second where tokens were counted, and peak memory where that was measured.
 
-    The ratios are of the medians and of the fastest rounds: how many times longer than the first a candidate takes.
+    The ratios are of the medians and of the fastest rounds: how many times longer than the first a candidate takes. The
+    peak's says how many times the memory of the first.
     """
     stats = bench.stats
     median, low, high = (1e3 * value for value in (stats.median, stats.q1, stats.q3))
-    ratios = f"{stats.median / first.median:>6.2f} {stats.min / first.min:>6.2f}"
-    tokens = bench.extra_info.get("tokens")
+    ratios = f"{stats.median / first.stats.median:>6.2f} {stats.min / first.stats.min:>6.2f}"
+    tokens, peak = bench.extra_info.get("tokens"), bench.extra_info.get("peak_bytes")
     rate = f"  {tokens / stats.median:>9.1f} tokens/s" if tokens else ""
-    return f"  {name:<16}{median:>10.3f} ms  ({low:.3f} .. {high:.3f})  {ratios}{rate}"
+    memory = f"  {peak / 2**20:>8.1f} MiB {peak / first.extra_info['peak_bytes']:>6.2f}" if peak else ""
+    return f"  {name:<16}{median:>10.3f} ms  ({low:.3f} .. {high:.3f})  {ratios}{rate}{memory}"
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,4 +33,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for group, benches in groups.items():
         terminalreporter.write_line(group)
         for bench in benches:
-            terminalreporter.write_line(line(bench.params["candidate"], bench, benches[0].stats))
+            terminalreporter.write_line(line(bench.params["candidate"], bench, benches[0]))

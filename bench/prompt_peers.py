@@ -34,7 +34,7 @@ class RuPrompts:
     def __init__(self, folder: Path, prompts: Mapping[str, Prompt]) -> None:
         self.runner = Transformers.from_folder(folder)
         self.prompts = prompts
-        self.embedding = _Embedding(self.runner.model.get_input_embeddings())
+        self.embedding = MarkerEmbedding(self.runner.model.get_input_embeddings())
         self.runner.model.set_input_embeddings(self.embedding)
 
     def generate(self, tasks: Sequence[Task]) -> list[list[int]]:
@@ -51,8 +51,8 @@ class RuPrompts:
         return self.runner.continue_batch(input_ids.clamp(max=marker), mask, tasks)
 
 
-class _Embedding(nn.Module):
-    """ruPrompts' embedding layer with the prompt that is in use."""
+class MarkerEmbedding(nn.Module):
+    """ruPrompts' embedding layer with the rows of the prompt that is in use, [rows, width]."""
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()

@@ -56,19 +56,22 @@ def clock() -> float:
     return _now
 
 
-def report(benchmark: Any, timing: Timing, num_tokens: int | None = None) -> None:
+def report(benchmark: Any, timing: Timing, num_tokens: int | None = None, peak_bytes: int | None = None) -> None:
     """Hand measured seconds to pytest-benchmark; skips the test of a candidate that could not run.
 
     Args:
         benchmark: the fixture of a test marked ``benchmark(timer=clock)``.
         timing: from :func:`in_turns`.
-        num_tokens: how many tokens a round generates, for the summary.
+        num_tokens: how many tokens a round generates or trains on, for the summary.
+        peak_bytes: the memory that the candidate took, likewise.
     """
     if timing.skipped is not None:
         pytest.skip(timing.skipped)
     seconds = iter(timing.seconds)
     if num_tokens is not None:
         benchmark.extra_info["tokens"] = num_tokens
+    if peak_bytes is not None:
+        benchmark.extra_info["peak_bytes"] = peak_bytes
 
     def advance() -> None:
         global _now
@@ -89,10 +92,11 @@ def in_turns(candidates: Mapping[str, Callable[[], Candidate]]) -> dict[str, Tim
         made = _made(make)
         if isinstance(made, Candidate):
             ready[name] = made
-            if made.warm_up:
-                made.run(0)
         else:
             timings[name].skipped = made
+    for candidate in ready.values():
+        if candidate.warm_up:
+            candidate.run(0)
     for round in range(1, 1 + max((candidate.rounds for candidate in ready.values()), default=0)):
         for name, candidate in ready.items():
             if round <= candidate.rounds:

@@ -1,4 +1,4 @@
-"""The benchmarks of the engine run, on shapes so small that their numbers say nothing."""
+"""The benchmarks of engine and trainer run, on shapes so small that their numbers say nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["decode", "prompts", "mixed", "growth"])
+@pytest.mark.parametrize("name", ["decode", "prompts", "mixed", "growth", "training"])
 def test_the_benchmark_runs(name: str) -> None:
     # Without real weights, which tests of their own load. Peers that are not installed are skipped in there.
     command = [sys.executable, "-m", "pytest", f"bench/bench_{name}.py", "--benchmark-only", "-q", "-k", "not smollm2"]
