@@ -1,7 +1,7 @@
 """Train the bundled prompts on the frozen bundled model; ``measure_prompts.py`` says how good they are.
 
 Three prompts set a style (the text itself is the target): ``proverb``, ``verse`` and ``gogol``. One classifies verse
-and prose by the logits of two label words; line ends are replaced by spaces so that they do not give it away.
+and prose by the softmax over two label words; line ends are replaced by spaces so that they do not give it away.
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ from pathlib import Path
 
 import torch
 from corpus import Work, pieces, read_proverbs, read_works
-from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ruprompt_fast import (
-    FreezeTransformerUnfreezePrompt,
-    Prompt,
-    PromptFormat,
-    TensorPromptProvider,
-    Text2TextPreprocessor,
-)
+from ruprompt_fast import Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.bundled import LABELS
+from ruprompt_fast.embedding import detach_prompts
+from ruprompt_fast.training import PromptTrainer, Task, recipe_for
 
 MODEL_NAME = "ruprompt-fast/ruslit-gpt2-7m"
 AUTHOR = "Gogol"
 STYLE_TEMPLATE = "<s><P*20>"
 KIND_TEMPLATE = "<s><P*10>{text}<P*10>"
-LEARNING_RATE = 0.02
 BATCH_SIZE = 16
 PIECE_CHARS = (120, 320)
 
@@ -85,44 +80,40 @@ def labelled(literature: Path, held_out: bool, size: int) -> list[dict[str, str]
     return items
 
 
+def tasks(literature: Path, proverbs: Path) -> dict[str, tuple[Task, list[dict[str, str]]]]:
+    """The task of every prompt and the rows that it is trained on."""
+    kind = Task(KIND_TEMPLATE, "classification", label_field="target", labels={label: label for label in LABELS})
+    found = {
+        name: (Task(STYLE_TEMPLATE, "style"), [{"text": text} for text in texts.train])
+        for name, texts in styles(literature, proverbs).items()
+    }
+    return found | {"kind": (kind, labelled(literature, held_out=False, size=6000))}
+
+
 def train(
-    template: str,
-    items: list[dict[str, str]],
+    task: Task,
+    rows: list[dict[str, str]],
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
     seed: int = 0,
 ) -> Prompt:
-    """Train a prompt on items with the fields of its template and ``target``."""
-    set_seed(seed)
-    prompt = Prompt(PromptFormat(template), TensorPromptProvider())
-    prompt.patch(model, tokenizer)
-    preprocess = Text2TextPreprocessor(prompt.format, tokenizer, target_field="target")
-    dataset = [preprocess(item) for item in items]
+    """Train a prompt on a task."""
+    prompt = Prompt(PromptFormat(task.template), TensorPromptProvider(seed=seed))
+    recipe = recipe_for(prompt.provider)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="linear",
-            warmup_steps=steps // 20,
-            weight_decay=0.0,
-            train_sampling_strategy="group_by_length",
-            logging_steps=50,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=seed,
+        arguments = recipe.arguments(
+            steps, per_device_train_batch_size=BATCH_SIZE, logging_steps=50, save_strategy="no", disable_tqdm=True
         )
-        Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=preprocess.collate_fn(),
-            callbacks=[FreezeTransformerUnfreezePrompt()],
+        PromptTrainer(
+            model,
+            TrainingArguments(folder, seed=seed, **arguments),
+            prompt=prompt,
+            task=task,
+            tokenizer=tokenizer,
+            train_dataset=rows,
         ).train()
-    prompt.detach(model)
+    detach_prompts(model)
     return prompt
 
 
@@ -139,19 +130,16 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = GPT2LMHeadModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
     model.config.name_or_path = model.name_or_path = MODEL_NAME
-    data = styles(arguments.literature, arguments.proverbs)
-    tasks = {name: (STYLE_TEMPLATE, [{"target": text} for text in texts.train]) for name, texts in data.items()}
-    tasks["kind"] = (KIND_TEMPLATE, labelled(arguments.literature, held_out=False, size=6000))
-
     seconds = {}
-    for name, (template, items) in tasks.items():
+    for name, (task, rows) in tasks(arguments.literature, arguments.proverbs).items():
         started = time.monotonic()
-        prompt = train(template, items, model, tokenizer, arguments.steps)
+        prompt = train(task, rows, model, tokenizer, arguments.steps)
         seconds[name] = round(time.monotonic() - started)
         prompt.save_pretrained(arguments.output / name)
         print(name, seconds[name], "seconds", flush=True)
 
-    figures = {"steps": arguments.steps, "learning_rate": LEARNING_RATE, "seconds": seconds}
+    rate = recipe_for(TensorPromptProvider()).learning_rate
+    figures = {"steps": arguments.steps, "learning_rate": rate, "seconds": seconds}
     (arguments.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

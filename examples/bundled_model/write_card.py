@@ -33,8 +33,9 @@ minutes on two CPU cores that other work shared.
 
 ## Prompts
 
-`examples/bundled_model/train_prompts.py`, then `measure_prompts.py`: {prompt_steps} steps of 16 texts for each prompt,
-the model frozen; AdamW, learning rate {learning_rate}, rows initialized from sampled vocabulary.
+`examples/bundled_model/train_prompts.py`, then `measure_prompts.py`: {prompt_steps} steps of 16 texts for each prompt
+with `PromptTrainer`; AdamW, learning rate {learning_rate}, rows initialized from sampled vocabulary; on two CPU cores
+that other work shared.
 
 | prompt | template | what it does | training, seconds |
 |---|---|---|---|
