@@ -19,9 +19,11 @@ LAYERS = [
     {"prompts"},
     {"prompt", "prompt_format", "prompt_provider", "preprocessing"},  # ruPrompts' module names
     {"cache"},
+    {"routing"},
     {"engine", "training"},
     {"model"},
     {"pipelines", "callbacks", "bundled"},
+    {"runs"},
     {"serving", "cli"},
     {"_registration"},
     {"__init__"},
