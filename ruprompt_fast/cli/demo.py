@@ -12,7 +12,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from ruprompt_fast import bundled
-from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 
 REQUESTS: tuple[tuple[str | None, str], ...] = (
     (None, "Вечером"),
@@ -25,13 +25,14 @@ REQUESTS: tuple[tuple[str | None, str], ...] = (
     ("verse", "Над морем"),
     ("gogol", "Иван Иванович"),
     ("gogol", "В комнату вошёл"),
-    ("kind", "На берегу пустынных волн Стоял он, дум великих полн, И вдаль глядел. Пред ним широко Река неслася;"),
-    ("kind", "В департаменте… но лучше не называть, в каком департаменте."),
 )
-"""(prompt, input) of every request: the same input under each prompt, then more of each.
+"""(prompt, input) of every request: the same input under each prompt, then more of each."""
 
-``kind`` answers with a label word, « стихи» (verse) or « рассказ» (prose); its inputs begin two held-out works.
-"""
+CLASSIFIED = (
+    "На берегу пустынных волн Стоял он, дум великих полн, И вдаль глядел. Пред ним широко Река неслася;",
+    "В департаменте… но лучше не называть, в каком департаменте.",
+)
+"""What ``kind`` chooses a label word for, « стихи» (verse) or « рассказ» (prose): two held-out works begin so."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -54,17 +55,20 @@ def run(arguments: Sequence[str]) -> None:
         repetition_penalty=1.15,
     )
     seconds = time.perf_counter() - started
+    verdicts = model.classify(list(CLASSIFIED), prompt="kind", labels=bundled.LABELS)
     console = Console()
-    console.print(_table(outputs))
+    console.print(_table(outputs, verdicts))
     tokens = sum(len(output.token_ids) for output in outputs)
     console.print(f"{len(outputs)} requests, {tokens} tokens, {seconds:.2f} seconds in one batch of mixed prompts")
 
 
-def _table(outputs: list[GenerationOutput]) -> Table:
+def _table(outputs: list[GenerationOutput], verdicts: list[ClassificationOutput]) -> Table:
     table = Table(title="One frozen model, many soft prompts", show_lines=True)
     table.add_column("prompt", style="cyan", no_wrap=True)
     table.add_column("input", style="bold", max_width=30)
     table.add_column("continuation", max_width=80)
     for (name, text), output in zip(REQUESTS, outputs, strict=True):
         table.add_row(name or "(none)", text, output.text.strip())
+    for text, verdict in zip(CLASSIFIED, verdicts, strict=True):
+        table.add_row("kind", text, f"{verdict.label.strip()} ({verdict.probabilities[verdict.label]:.0%})")
     return table
