@@ -6,13 +6,59 @@ PyTorch or a plain dictionary would catch for the same mistake, so existing ``ex
 
 from __future__ import annotations
 
+import reprlib
+
+MAX_MESSAGE_CHARS = 2_000
+"""No message of an error is longer, whatever it quotes."""
+
+_MESSAGE_END_CHARS = 500
+
+
+def shown(value: object, max_chars: int = 200) -> str:
+    """A value as a message quotes it: its ``repr``, with the middle left out if it is long; never an error.
+
+    Args:
+        value: anything, also something huge, deeply nested, or with a ``repr`` that fails.
+        max_chars: how many characters at most.
+    """
+    shortener = _Shortener()
+    shortener.maxstring = shortener.maxother = max_chars
+    return _shortened(shortener.repr(value), max_chars, max_chars // 3)
+
+
+class _Shortener(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write integers of thousands of digits.
+        return repr(x) if x.bit_length() <= 256 else f"<integer of {x.bit_length()} bits>"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        try:
+            return _shortened(repr(x), self.maxother, self.maxother // 3)
+        except Exception:
+            return f"<{type(x).__name__}>"
+
+
+def _shortened(text: str, max_chars: int, end_chars: int) -> str:
+    if len(text) <= max_chars:
+        return text
+    gap = f" ... ({len(text)} characters) ... "
+    return text[: max(0, max_chars - end_chars - len(gap))] + gap + text[-end_chars:]
+
 
 class RupromptError(Exception):
     """Base class of every error that this package raises on purpose."""
 
     def __str__(self) -> str:
         # KeyError shows the repr of its message, which would escape quotes and newlines.
-        return " ".join(str(argument) for argument in self.args)
+        text = " ".join(str(argument) for argument in self.args)
+        # Paths may hold bytes that are no text; a message must be printable everywhere.
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return _shortened(text, MAX_MESSAGE_CHARS, _MESSAGE_END_CHARS)
 
 
 class NotInitializedError(RupromptError, UserWarning):
@@ -103,6 +149,10 @@ class UnsafeFileError(PromptFileError):
     """A prompt's file holds something other than plain dense numbers, such as pickled code."""
 
 
+class FileWriteError(RupromptError, OSError):
+    """A file could not be written; the message says why. What was there before is there still."""
+
+
 class HubError(RupromptError, OSError):
     """A repository of the Hugging Face Hub could not be read or written."""
 
@@ -167,6 +217,10 @@ class EngineStepError(RupromptError, RuntimeError):
     """A step of the engine failed; the requests in it are lost, the engine goes on. The cause is chained."""
 
 
+class ForkedProcessError(RupromptError, RuntimeError):
+    """A model is used in a process that was forked from the one that loaded it; start such processes with spawn."""
+
+
 class IntegrityError(RupromptError, RuntimeError):
     """The engine's parts disagree about what they hold; an error of this package."""
 
@@ -185,6 +239,10 @@ class TrainingDataError(RupromptError, ValueError):
 
 class OutputExistsError(RupromptError, FileExistsError):
     """An output folder or file is there already and would be overwritten."""
+
+
+class OutputInUseError(OutputExistsError):
+    """Another run writes to an output folder or file at this moment; the message names it."""
 
 
 class ConfigError(RupromptError, ValueError):
