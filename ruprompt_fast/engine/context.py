@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ruprompt_fast.errors import ContextLengthError, SettingError
-from ruprompt_fast.routing.context import check_fits
+from ruprompt_fast.engine.sampling import Limits
+from ruprompt_fast.errors import ContextLengthError
+from ruprompt_fast.routing.context import UNBOUNDED_CONTEXT, check_fits, context_length
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates when neither ``max_new_tokens`` nor ``max_length`` is given."""
+
+
+def limits_of(model_config: PretrainedConfig) -> Limits:
+    """What settings may ask of a model."""
+    return Limits(model_config.get_text_config().vocab_size, context_length(model_config) or UNBOUNDED_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,6 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
 
     Raises:
         ContextLengthError: input and new tokens together exceed the context, or ``max_length`` leaves no new token.
-        SettingError: ``max_new_tokens`` is less than 1.
     """
     input_len = 1 if model_config.is_encoder_decoder else len(input_ids)
     if config.max_new_tokens is not None:
@@ -38,8 +43,6 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
     else:
         most = DEFAULT_NEW_TOKENS
     least = config.min_new_tokens if config.min_new_tokens is not None else (config.min_length or 0) - input_len
-    if config.max_new_tokens is not None and most < 1:
-        raise SettingError(f"max_new_tokens must be at least 1; found {most}.")
     if most < 1:
         raise ContextLengthError(
             f"input {index} has {input_len} tokens, prompt rows included; max_length={config.max_length} leaves none "
@@ -48,4 +51,4 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
     if model_config.is_encoder_decoder:
         check_fits(model_config, len(input_ids), 0, index)
     check_fits(model_config, input_len, most, index)
-    return NewTokens(max(0, least), most)
+    return NewTokens(min(max(0, least), most), most)

@@ -9,6 +9,9 @@ from ruprompt_fast.errors import ContextLengthError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+UNBOUNDED_CONTEXT = 1 << 15
+"""Positions that a request may take where the model sets no limit: every request must come to an end."""
+
 
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions that the model has, or None where they are unbounded (T5)."""
@@ -22,8 +25,8 @@ def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, ind
     Raises:
         ContextLengthError: ``input_len + num_new`` exceeds the context.
     """
-    limit = context_length(model_config)
-    if limit is not None and input_len + num_new > limit:
+    limit = context_length(model_config) or UNBOUNDED_CONTEXT
+    if input_len + num_new > limit:
         raise ContextLengthError(
             f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
             f"context is {limit}. Shorten the input, or ask for at most {max(0, limit - input_len)} new tokens."

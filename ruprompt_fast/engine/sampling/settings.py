@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from ruprompt_fast.engine.sampling.fields import read_field
 from ruprompt_fast.engine.sampling.params import ExtraSettings, SamplingParams
-from ruprompt_fast.errors import SettingError
+from ruprompt_fast.engine.sampling.values import (
+    LARGEST_BIAS,
+    LARGEST_INT,
+    Limits,
+    integer,
+    is_int,
+    logit_biases,
+    number,
+    plain,
+)
+from ruprompt_fast.errors import SettingError, shown
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -33,6 +44,12 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What transformers' ``generate`` takes where a setting is None."""
 
+_LARGEST_POWER = 90
+"""Bits of the largest power of a length that beams' scores, down to -1e9, can be divided by and stay float32."""
+
+_COLDEST = 1e-30
+"""Scores divided by less would leave float32."""
+
 
 def sampling_params(
     config: GenerationConfig,
@@ -56,70 +73,78 @@ def sampling_params(
     Raises:
         SettingError: a setting has a value that cannot work.
     """
-    take = _Reader(config)
-    do_sample, num_beams = bool(take("do_sample")), take.integer("num_beams", 1)
+    limits = Limits() if vocab_size is None else Limits(vocab_size)
+    take = _Reader(config, limits)
+    do_sample, num_beams, ends = take("do_sample"), take("num_beams"), tuple(take("eos_token_id") or ())
     sampled: dict[str, Any] = _sampled(take) if do_sample else {}
+    extras = read_extras(extras, limits)
     params = SamplingParams(
-        max_new_tokens=_integer("max_new_tokens", max_new_tokens, 1),
-        min_new_tokens=_integer("min_new_tokens", min_new_tokens, 0),
-        eos_token_ids=take.tokens("eos_token_id"),
-        stop_strings=_strings(take("stop_strings")),
-        logprobs=bool(take("output_scores")),
-        max_time=take.optional("max_time", lambda value: value > 0, "a number of seconds above 0"),
-        num_return_sequences=_num_returned(take.integer("num_return_sequences", 1), do_sample, num_beams),
+        max_new_tokens=integer(1)("max_new_tokens", max_new_tokens, limits),
+        min_new_tokens=integer(0)("min_new_tokens", min_new_tokens, limits),
+        eos_token_ids=ends,
+        stop_strings=tuple(string for string in take("stop_strings") or () if string),
+        logprobs=take("output_scores"),
+        max_time=take.within("max_time", lambda value: value > 0, "a number of seconds above 0"),
+        num_return_sequences=_num_returned(take("num_return_sequences"), do_sample, num_beams),
         do_sample=do_sample,
-        seed=_seed(seed if extras.seed is None else extras.seed),
+        seed=seed if extras.seed is None else extras.seed,
         num_beams=num_beams,
-        length_penalty=take.number("length_penalty", math.isfinite, "a finite number"),
-        early_stopping=_early_stopping(take("early_stopping")),
-        renormalize_logits=bool(take("renormalize_logits")),
-        sequence_bias=_sequence_bias(take("sequence_bias")),
-        logit_bias=_logit_bias(extras.logit_bias),
-        repetition_penalty=take.number("repetition_penalty", lambda value: value > 0, "above 0"),
-        presence_penalty=_number("presence_penalty", extras.presence_penalty, math.isfinite, "a finite number"),
-        frequency_penalty=_number("frequency_penalty", extras.frequency_penalty, math.isfinite, "a finite number"),
-        no_repeat_ngram_size=take.integer("no_repeat_ngram_size", 0),
-        bad_words_ids=_bad_words(take("bad_words_ids"), take.tokens("eos_token_id")),
-        forced_bos_token_id=next(iter(take.tokens("forced_bos_token_id")), None),
-        forced_eos_token_ids=take.tokens("forced_eos_token_id"),
-        remove_invalid_values=bool(take("remove_invalid_values")),
-        exponential_decay_length_penalty=_decay(
-            take("exponential_decay_length_penalty"), bool(take.tokens("eos_token_id"))
-        ),
-        suppress_tokens=take.tokens("suppress_tokens"),
-        begin_suppress_tokens=take.tokens("begin_suppress_tokens"),
+        length_penalty=_length_penalty(take("length_penalty"), num_beams, max_new_tokens),
+        early_stopping=take("early_stopping"),
+        renormalize_logits=take("renormalize_logits"),
+        sequence_bias=tuple((take("sequence_bias") or {}).items()),
+        logit_bias=tuple((extras.logit_bias or {}).items()),
+        repetition_penalty=take("repetition_penalty"),
+        presence_penalty=extras.presence_penalty,
+        frequency_penalty=extras.frequency_penalty,
+        no_repeat_ngram_size=take("no_repeat_ngram_size"),
+        bad_words_ids=_bad_words(take("bad_words_ids") or [], ends),
+        forced_bos_token_id=take("forced_bos_token_id"),
+        forced_eos_token_ids=tuple(take("forced_eos_token_id") or ()),
+        remove_invalid_values=take("remove_invalid_values"),
+        exponential_decay_length_penalty=take("exponential_decay_length_penalty"),
+        suppress_tokens=tuple(take("suppress_tokens") or ()),
+        begin_suppress_tokens=tuple(take("begin_suppress_tokens") or ()),
         **sampled,
     )
+    if params.exponential_decay_length_penalty is not None and not ends:
+        raise SettingError("exponential_decay_length_penalty needs an eos_token_id to raise; there is none.")
     _check_forced(params)
-    if vocab_size is not None:
-        _check_vocabulary(params, vocab_size)
     return params
+
+
+def read_extras(extras: ExtraSettings, limits: Limits) -> ExtraSettings:
+    """The settings that transformers does not have, as plain Python.
+
+    Raises:
+        SettingError: one has a value that cannot work.
+    """
+    penalty = number(lambda value: abs(value) <= LARGEST_BIAS, f"a finite number of at most {LARGEST_BIAS:g} in size")
+    return ExtraSettings(
+        None if extras.seed is None else _seed(plain(extras.seed)),
+        penalty("presence_penalty", extras.presence_penalty, limits),
+        penalty("frequency_penalty", extras.frequency_penalty, limits),
+        None if extras.logit_bias is None else logit_biases("logit_bias", extras.logit_bias, limits),
+    )
 
 
 class _Reader:
     """Reads settings by name, with their defaults."""
 
-    def __init__(self, config: GenerationConfig) -> None:
+    def __init__(self, config: GenerationConfig, limits: Limits) -> None:
         self._config = config
+        self._limits = limits
 
     def __call__(self, name: str) -> Any:
-        value = getattr(self._config, name, None)
+        value = read_field(name, getattr(self._config, name, None), self._limits)
         return _DEFAULTS.get(name) if value is None else value
 
-    def integer(self, name: str, least: int) -> int:
-        return _integer(name, self(name), least)
-
-    def number(self, name: str, fits: Callable[[float], bool], expected: str) -> float:
-        return _number(name, self(name), fits, expected)
-
-    def optional(self, name: str, fits: Callable[[float], bool], expected: str) -> float | None:
-        return None if self(name) is None else _number(name, self(name), fits, expected)
-
-    def tokens(self, name: str) -> tuple[int, ...]:
+    def within(self, name: str, fits: Callable[[float], bool], expected: str) -> Any:
+        """The value, which must lie in a range if there is one."""
         value = self(name)
-        if value is None:
-            return ()
-        return _token_ids(name, value if isinstance(value, Iterable) else [value])
+        if value is not None and not fits(value):
+            raise SettingError(f"{name} must be {expected}; found {shown(value)}.")
+        return value
 
 
 def _sampled(take: _Reader) -> dict[str, Any]:
@@ -129,55 +154,23 @@ def _sampled(take: _Reader) -> dict[str, Any]:
         return 0.0 <= value <= 1.0
 
     between = "from 0 to 1"
+    warm = f"above 0, from {_COLDEST:g} to {1 / _COLDEST:g} (do_sample=False takes the likeliest token)"
     return {
-        "temperature": take.number(
-            "temperature", lambda value: 0 < value < math.inf, "above 0 (do_sample=False takes the likeliest token)"
-        ),
-        "top_h": take.optional("top_h", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-        "top_k": take.integer("top_k", 0),
-        "top_p": take.number("top_p", is_share, between),
-        "min_p": take.number("min_p", is_share, between),
-        "typical_p": take.number("typical_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-        "epsilon_cutoff": take.number("epsilon_cutoff", is_share, between),
-        "eta_cutoff": take.number("eta_cutoff", is_share, between),
+        "temperature": take.within("temperature", lambda value: _COLDEST <= value <= 1 / _COLDEST, warm),
+        "top_h": take.within("top_h", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        "top_k": take.within("top_k", lambda value: value >= 0, "an integer of at least 0"),
+        "top_p": take.within("top_p", is_share, between),
+        "min_p": take.within("min_p", is_share, between),
+        "typical_p": take.within("typical_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        "epsilon_cutoff": take.within("epsilon_cutoff", is_share, between),
+        "eta_cutoff": take.within("eta_cutoff", is_share, between),
     }
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    if not _is_int(value) or value < least:
-        raise SettingError(f"{name} must be an integer of at least {least}; found {value!r}.")
-    return cast(int, value)
-
-
-def _number(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise SettingError(f"{name} must be {expected}; found {value!r}.")
-    return float(value)
-
-
-def _token_ids(name: str, values: Any) -> tuple[int, ...]:
-    ids = tuple(values.tolist() if hasattr(values, "tolist") else values)
-    if not all(_is_int(value) and value >= 0 for value in ids):
-        raise SettingError(f"{name} must hold token ids, integers of at least 0; found {values!r}.")
-    return ids
-
-
 def _seed(value: Any) -> int:
-    if not _is_int(value) or not 0 <= value < 2**64:
-        raise SettingError(f"seed must be an integer from 0 to 2**64 - 1; found {value!r}.")
+    if not is_int(value) or not 0 <= value < 2 * (LARGEST_INT + 1):
+        raise SettingError(f"seed must be an integer from 0 to 2**64 - 1; found {shown(value)}.")
     return cast(int, value)
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    several = value is None or (isinstance(value, Iterable) and not isinstance(value, str))
-    strings = tuple(value or ()) if several else (value,)
-    if not all(isinstance(string, str) for string in strings):
-        raise SettingError(f"stop_strings must be a string or a list of strings; found {value!r}.")
-    return tuple(string for string in strings if string)
 
 
 def _num_returned(count: int, do_sample: bool, num_beams: int) -> int:
@@ -191,68 +184,22 @@ def _num_returned(count: int, do_sample: bool, num_beams: int) -> int:
     return count
 
 
-def _early_stopping(value: Any) -> Any:
-    if value is True or value is False or value == "never":
-        return value
-    raise SettingError(f"early_stopping must be True, False or 'never'; found {value!r}.")
-
-
-def _sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    if value is None:
-        return ()
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+def _length_penalty(penalty: float, num_beams: int, max_new_tokens: int) -> float:
+    """The power of the length that beams' scores are divided by; it must not leave the numbers."""
+    if not math.isfinite(penalty):
+        raise SettingError(f"length_penalty must be a finite number; found {penalty}.")
+    largest = _LARGEST_POWER / math.log2(max_new_tokens + 1)
+    if num_beams > 1 and abs(penalty) > largest:
         raise SettingError(
-            f"sequence_bias must map tuples of token ids to numbers, or be a list of [ids, number]; found {value!r}."
+            f"length_penalty must be at most {largest:.3g} in size for {max_new_tokens} new tokens, or the length to "
+            f"this power is no float32; found {penalty}."
         )
-    name = "sequence_bias"
-    biases = {_sequence(name, sequence): _number(name, bias, _is_bias, "numbers") for sequence, bias in pairs}
-    return tuple(biases.items())
+    return penalty
 
 
-def _logit_bias(value: Mapping[int, float] | None) -> tuple[tuple[int, float], ...]:
-    if value is not None and not isinstance(value, Mapping):
-        raise SettingError(f"logit_bias must map token ids to numbers; found {value!r}.")
-    return tuple(
-        (_integer("a token id of logit_bias", token, 0), _number("a value of logit_bias", bias, _is_bias, "a number"))
-        for token, bias in (value or {}).items()
-    )
-
-
-def _is_bias(value: float) -> bool:
-    return not math.isnan(value) and value != math.inf
-
-
-def _sequence(name: str, values: Any) -> tuple[int, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise SettingError(f"{name} must hold lists of token ids; found {values!r}.")
-    sequence = _token_ids(name, values)
-    if not sequence:
-        raise SettingError(f"{name} must not hold an empty sequence of token ids.")
-    return sequence
-
-
-def _bad_words(value: Any, eos_token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+def _bad_words(sequences: list[list[int]], eos_token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """The banned sequences; an end of text alone is none of them, as in transformers."""
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)) or not value:
-        raise SettingError(f"bad_words_ids must be a list of lists of token ids, with one at least; found {value!r}.")
-    sequences = [_sequence("bad_words_ids", words) for words in value]
-    return tuple(words for words in sequences if not (len(words) == 1 and words[0] in eos_token_ids))
-
-
-def _decay(value: Any, has_end: bool) -> tuple[int, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise SettingError(f"exponential_decay_length_penalty must be (start, factor); found {value!r}.")
-    if not has_end:
-        raise SettingError("exponential_decay_length_penalty needs an eos_token_id to raise; there is none.")
-    name = "exponential_decay_length_penalty's "
-    return _integer(name + "start", value[0], 0), _number(
-        name + "factor", value[1], lambda factor: 0 < factor < math.inf, "above 0"
-    )
+    return tuple(tuple(words) for words in sequences if not (len(words) == 1 and words[0] in eos_token_ids))
 
 
 def _check_forced(params: SamplingParams) -> None:
@@ -263,19 +210,4 @@ def _check_forced(params: SamplingParams) -> None:
     }
     for name, tokens in forced.items():
         if tokens and set(tokens) <= set(params.suppress_tokens):
-            raise SettingError(f"{name}={tokens} is in suppress_tokens as well; take it out of one of the two.")
-
-
-def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse token ids that have no score."""
-    named = {
-        "sequence_bias": [token for sequence, _ in params.sequence_bias for token in sequence],
-        "logit_bias": [token for token, _ in params.logit_bias],
-        "bad_words_ids": [token for sequence in params.bad_words_ids for token in sequence],
-        "forced_bos_token_id": [] if params.forced_bos_token_id is None else [params.forced_bos_token_id],
-        "forced_eos_token_id": list(params.forced_eos_token_ids),
-    }
-    for name, tokens in named.items():
-        outside = sorted({token for token in tokens if token >= vocab_size})
-        if outside:
-            raise SettingError(f"{name} must hold token ids below {vocab_size}; found {outside}.")
+            raise SettingError(f"{name}={shown(tokens)} is in suppress_tokens as well; take it out of one of the two.")
