@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.errors import PromptInitError, PromptMismatchError
+from ruprompt_fast.errors import PromptInitError, PromptMismatchError, shown
 from ruprompt_fast.prompts.providers import BasePromptProvider
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def refuse_deep(prompts: Iterable[Prompt]) -> None:
     for prompt in prompts:
         if prompt.provider.is_deep:
             raise PromptInitError(
-                f"the prompt {prompt.format.template!r} is deep: its keys and values stand in every layer, and an "
+                f"the prompt {shown(prompt.format.template)} is deep: its keys and values stand in every layer, and an "
                 "embedding has no place for them. Serve it with FastPromptModel.add_prompt(), or train it with "
                 "PromptTrainer; both take the model without patch() or attach()."
             )
@@ -121,7 +121,9 @@ def _make_slot(prompt: Prompt, embedding: nn.Module, tokenizer: PreTrainedTokeni
 
     markers = prompt.format.add_tokens(tokenizer)
     if len(markers) != 1:
-        raise PromptInitError(f"a format must have one marker to be attached; {prompt.format!r} has {len(markers)}.")
+        raise PromptInitError(
+            f"a format must have one marker to be attached; {shown(prompt.format)} has {len(markers)}."
+        )
     # The dtype stays: a prompt may be trained in float32 over a model in half precision.
     prompt.provider.to(cast(Tensor, embedding.weight).device)
     return PromptSlot(prompt.provider, cast(int, prompt.format.prompt_length), markers[0])

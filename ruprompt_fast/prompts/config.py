@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from ruprompt_fast.errors import PromptFileError
+from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.kv_shape import KVShape
 
 _TYPES: dict[str, type] = {"embedding_dim": int, "prompt_length": int, "pretrained_model_name": str, "is_safe": bool}
@@ -71,13 +71,18 @@ class PromptConfig:
         return cls(**values, kv_shape=kv_shape, extra=extra)
 
 
+def is_size(value: Any) -> TypeGuard[int]:
+    """Whether a value of a file is a positive whole number; True and False are none."""
+    return type(value) is int and value > 0
+
+
 def _checked(stored: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
     """Those of the entries that have a value."""
     values = {name: stored[name] for name in types if stored.get(name) is not None}
     for name, value in values.items():
         expected = types[name]
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-            raise PromptFileError(f"expected config.{name} to be {expected.__name__}; found {value!r}.")
+            raise PromptFileError(f"expected config.{name} to be {expected.__name__}; found {shown(value)}.")
     return values
 
 
@@ -87,6 +92,6 @@ def _read_kv_shape(deep: dict[str, Any]) -> KVShape:
     if kind != _DEEP_KIND or deep.keys() != sizes or min(deep.values()) < 1:
         raise PromptFileError(
             f"expected a config of embedding rows, or one with kind={_DEEP_KIND!r} and positive {sorted(sizes)}; found "
-            f"kind={kind!r} and {deep}. A newer version may have written it: update this package."
+            f"kind={shown(kind)} and {shown(deep)}. A newer version may have written it: update this package."
         )
     return KVShape(**deep)

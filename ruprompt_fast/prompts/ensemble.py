@@ -6,7 +6,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import nn
@@ -20,9 +19,11 @@ from ruprompt_fast.errors import (
     PromptMismatchError,
     UnknownArgumentError,
     UnknownPromptError,
+    shown,
 )
 from ruprompt_fast.prompts.ensemble_files import member_folders, write_members
 from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.loading import local_path
 from ruprompt_fast.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class PromptEnsemble:
         templates = list(dict.fromkeys(member.format.template for member in self.members))
         if len(templates) > 1:
             raise PromptMismatchError(
-                f"the members of an ensemble share one template; found {templates}. Use MultiPrompt for several tasks."
+                f"the members of an ensemble share one template; found {shown(templates)}. Use MultiPrompt for several "
+                "tasks."
             )
         for part in ("format", "provider"):
             if len({id(getattr(member, part)) for member in self.members}) < len(self.members):
@@ -142,8 +144,9 @@ class PromptEnsemble:
         Raises:
             NotInitializedError: a member is not initialized; nothing is written.
             PromptFolderError: ``save_directory`` is a file.
+            FileWriteError: it cannot be written to.
         """
-        write_members(Path(save_directory), self.members)
+        write_members(save_directory, self.members)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> PromptEnsemble:
@@ -154,7 +157,7 @@ class PromptEnsemble:
             UnsafeFileError: a member's rows are not plain dense numbers.
             NonFiniteRowsError: they contain NaN or infinity.
         """
-        members = [Prompt.from_pretrained(member) for member in member_folders(Path(folder).expanduser())]
+        members = [Prompt.from_pretrained(member) for member in member_folders(local_path(folder))]
         try:
             return cls(members)
         except PromptMismatchError as error:

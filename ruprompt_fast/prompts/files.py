@@ -8,6 +8,7 @@ checked before anything is made of it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ruprompt_fast.errors import PromptFileError, TemplateError
+from ruprompt_fast.errors import FileWriteError, PromptFileError, TemplateError, shown
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.layout import RowsFromText
+from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES, MAX_JSON_BYTES, MAX_TENSOR_FILE_BYTES
+from ruprompt_fast.prompts.reading.json_object import parse_object, read_json
+from ruprompt_fast.prompts.reading.regular_file import open_regular
+from ruprompt_fast.prompts.reading.rows import read_rows
+from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
+from ruprompt_fast.prompts.reading.torch_file import read_torch
 from ruprompt_fast.prompts.template import compile_parts, marker_for_key, parse_template
-from ruprompt_fast.prompts.tensor_files import (
-    ROWS_KEY,
-    checked_rows,
-    read_safetensors,
-    read_torch,
-    write_rows,
-    write_text,
-)
+from ruprompt_fast.prompts.tensor_files import ROWS_KEY, make_folder, rows_writer, text_writer, write_together
 
 PROMPT_FILE_NAME = "prompt.json"
 PROMPT_PROVIDER_FILE_NAME = "prompt_provider.bin"
@@ -69,13 +69,12 @@ def read_prompt(folder: Path) -> StoredPrompt:
             f"{path}: expected a prompt_length of {format.prompt_length}, the number of markers in compiled_template; "
             f"found {config.prompt_length}. The file was edited by hand: save the prompt again."
         )
-    if safe.is_file():
-        tensors = read_safetensors(safe)
-        if set(tensors) != {ROWS_KEY}:
-            raise PromptFileError(f"{safe}: expected one tensor named {ROWS_KEY!r}; found {sorted(tensors)}.")
-        rows = checked_rows(tensors[ROWS_KEY], safe, format.prompt_length, config.row_width)
-    elif unsafe.is_file():
-        rows = checked_rows(read_torch(unsafe), unsafe, format.prompt_length, config.row_width)
+    # Whatever has the name counts, also a pipe or a broken link, so that the error is about that.
+    if os.path.lexists(safe):
+        rows = _read_safe(safe, format, config)
+    elif os.path.lexists(unsafe):
+        with open_regular(unsafe, MAX_TENSOR_FILE_BYTES) as file:
+            rows = read_rows(read_torch(file), unsafe, format.prompt_length, config.row_width)
     else:
         raise PromptFileError(
             f"{folder}: expected {safe.name} or {unsafe.name} beside {path.name}; found neither. "
@@ -85,7 +84,7 @@ def read_prompt(folder: Path) -> StoredPrompt:
 
 
 def write_prompt(folder: Path, content: Mapping[str, Any], rows: Tensor, save_bin: bool = False) -> None:
-    """Write a prompt's files; each appears complete or not at all.
+    """Write a prompt's files; none changes before all are complete.
 
     Args:
         folder: where to; created if it does not exist.
@@ -93,30 +92,47 @@ def write_prompt(folder: Path, content: Mapping[str, Any], rows: Tensor, save_bi
         rows: the rows, [rows, width].
         save_bin: whether to write ``prompt_provider.bin`` too, for ruPrompts. One that is there already is written
             anew in any case: left alone it would belong to another prompt.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2) + "\n"
-    write_rows(rows, folder / PROMPT_SAFETENSORS_FILE_NAME)
-    if save_bin or (folder / PROMPT_PROVIDER_FILE_NAME).exists():
-        write_rows(rows, folder / PROMPT_PROVIDER_FILE_NAME)
-    write_text(folder / PROMPT_FILE_NAME, text)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
 
     Raises:
-        PromptFileError: the file is missing, is not JSON, or holds something else.
+        FileWriteError: the files cannot be written, or could not be read again.
+    """
+    text = _json_text(content, folder / PROMPT_FILE_NAME)
+    most, size = MAX_TENSOR_FILE_BYTES - MAX_INDEX_BYTES, rows.numel() * rows.element_size()
+    if size > most:
+        raise FileWriteError(f"{folder}: expected at most {most} bytes of rows, as may be read again; found {size}.")
+    make_folder(folder)
+    names = [PROMPT_SAFETENSORS_FILE_NAME]
+    if save_bin or os.path.lexists(folder / PROMPT_PROVIDER_FILE_NAME):
+        names.append(PROMPT_PROVIDER_FILE_NAME)
+    writers = {folder / name: rows_writer(rows, name) for name in names}
+    write_together({**writers, folder / PROMPT_FILE_NAME: text_writer(text)})
+
+
+def _json_text(content: Mapping[str, Any], path: Path) -> str:
+    """The text of ``prompt.json``, if it is one that may be read again.
+
+    Raises:
+        FileWriteError: it is not.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptFileError(f"{path}: expected a JSON file; {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise PromptFileError(f"{path}: expected JSON; found something else ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise PromptFileError(f"{path}: expected a JSON object; found {type(content).__name__}.")
-    return content
+        text = json.dumps(content, indent=2) + "\n"
+        parse_object(text.encode("utf-8"), path)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileWriteError(f"the prompt's template or config cannot be written: {error}") from error
+    if len(text) > MAX_JSON_BYTES:
+        raise FileWriteError(
+            f"{path}: expected at most {MAX_JSON_BYTES} bytes, as may be read again; found {len(text)}. Shorten the "
+            "template."
+        )
+    return text
+
+
+def _read_safe(path: Path, format: PromptFormat, config: PromptConfig) -> Tensor:
+    with open_regular(path, MAX_TENSOR_FILE_BYTES) as file:
+        tensors = safetensors_index(file)
+        if set(tensors) != {ROWS_KEY}:
+            raise PromptFileError(f"{path}: expected one tensor named {ROWS_KEY!r}; found {shown(sorted(tensors))}.")
+        return read_rows(tensors[ROWS_KEY], path, format.prompt_length, config.row_width)
 
 
 def _read_format(content: Mapping[str, Any], path: Path) -> PromptFormat:
@@ -127,7 +143,7 @@ def _read_format(content: Mapping[str, Any], path: Path) -> PromptFormat:
     compiled = stored.get("compiled_template")
     if unknown or not isinstance(compiled, str | None):
         raise PromptFileError(
-            f"{path}: expected the strings template and compiled_template in format; found also {unknown}, and "
+            f"{path}: expected the strings template and compiled_template in format; found also {shown(unknown)}, and "
             f"{type(compiled).__name__} as compiled_template. A newer version may have written it: update this package."
         )
     try:
@@ -135,7 +151,7 @@ def _read_format(content: Mapping[str, Any], path: Path) -> PromptFormat:
     except TemplateError as error:
         raise PromptFileError(f"{path}: {error}") from error
     if not format.prompt_length:
-        raise PromptFileError(f"{path}: expected markers in compiled_template; found none in {compiled!r}.")
+        raise PromptFileError(f"{path}: expected markers in compiled_template; found none in {shown(compiled)}.")
     return format
 
 
@@ -151,7 +167,7 @@ def _compile(template: str, path: Path) -> str:
     parts = parse_template(template)
     if any(isinstance(part, RowsFromText) for part in parts):
         raise PromptFileError(
-            f"{path}: expected compiled_template, because the template {template!r} has rows made from a text; "
+            f"{path}: expected compiled_template, because the template {shown(template)} has rows made from a text; "
             "found none. Save the prompt again."
         )
     layout, _ = compile_parts(parts, lambda text: [])

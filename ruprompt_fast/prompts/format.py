@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError, TemplateError
+from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError, TemplateError, shown
 from ruprompt_fast.prompts.base_format import BasePromptFormat, Ranges
 from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
 from ruprompt_fast.prompts.layout import Layout, Rows, Text, field_names
@@ -13,6 +13,7 @@ from ruprompt_fast.prompts.marker_tokens import marker_token
 from ruprompt_fast.prompts.template import (
     MARKER_PATTERN,
     PROMPT_TOKEN,
+    check_template,
     compile_parts,
     marker_for_key,
     parse_compiled,
@@ -65,6 +66,7 @@ class PromptFormat(BasePromptFormat):
         compiled_template: str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        check_template(template)
         self.template = template
         self.compiled_template = compiled_template
         self.prompt_token = PROMPT_TOKEN
@@ -95,7 +97,8 @@ class PromptFormat(BasePromptFormat):
         """
         if self._layout is None:
             raise NotInitializedError(
-                f"the format {self.template!r} is not initialized; call initialize(tokenizer) on it or on its prompt."
+                f"the format {shown(self.template)} is not initialized; call initialize(tokenizer) on it or on its "
+                "prompt."
             )
         return self._layout
 
@@ -233,7 +236,7 @@ class PromptFormat(BasePromptFormat):
         if len(self.layout.runs) != 1 or not isinstance(parts[0], Rows):
             raise TemplateError(
                 f"the rows of a deep prompt are one run at the very start of the template, as in '<P*20>{{text}}'; "
-                f"found {self.template!r}. Move them there, or use TensorPromptProvider."
+                f"found {shown(self.template)}. Move them there, or use TensorPromptProvider."
             )
         compiled = Layout(parts[1:]).compiled(self.prompt_token)
         return PromptFormat(compiled, compiled)
@@ -256,7 +259,7 @@ class PromptFormat(BasePromptFormat):
         literal = [part.text for part in layout.parts if isinstance(part, Text)]
         guilty = [name for name in layout.fields if MARKER_PATTERN.search(item[name])] or list(layout.fields)
         raise MarkerInFieldError(
-            f"the text of {guilty} contains a prompt marker such as {self.prompt_token!r}, alone or together with the "
-            f"template's own text {literal}. The text form cannot tell it from the template's rows: remove it, or use "
-            "encode(), where markers in fields are plain text."
+            f"the text of {shown(guilty)} contains a prompt marker such as {shown(self.prompt_token)}, alone or "
+            f"together with the template's own text {shown(literal)}. The text form cannot tell it from the template's "
+            "rows: remove it, or use encode(), where markers in fields are plain text."
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from ruprompt_fast.errors import FieldTypeError, MissingFieldError
+from ruprompt_fast.errors import FieldTypeError, MissingFieldError, shown
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Layout:
         if not isinstance(item, Mapping):
             raise FieldTypeError(
                 f"fields must be a mapping from names to strings; found {type(item).__name__}. "
-                f"This template has the fields {list(self.fields)}."
+                f"This template has the fields {shown(list(self.fields))}."
             )
         pieces = []
         spans = []
@@ -133,10 +134,11 @@ class Layout:
             return value
         if value is None:
             raise MissingFieldError(
-                f"the field {name!r} has no value; the template needs {list(self.fields)}, given were {list(item)}."
+                f"the field {shown(name)} has no value; the template needs {shown(list(self.fields))}, given were "
+                f"{shown(list(item))}."
             )
         raise FieldTypeError(
-            f"the field {name!r} must be a string; found {type(value).__name__}. Convert it with str() first."
+            f"the field {shown(name)} must be a string; found {type(value).__name__}. Convert it with str() first."
         )
 
 
@@ -148,21 +150,19 @@ def field_names(parts: Iterable[TemplatePart]) -> tuple[str, ...]:
 def join_neighbours(parts: Iterable[Part]) -> list[Part]:
     """Join texts next to each other, and runs of rows; drop the empty ones."""
     joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, Rows):
-            if part.count and isinstance(last, Rows):
-                joined[-1] = Rows(last.count + part.count)
-            elif part.count:
-                joined.append(part)
-        elif isinstance(part, Text):
-            if part.text and isinstance(last, Text):
-                joined[-1] = Text(last.text + part.text)
-            elif part.text:
-                joined.append(part)
+    # By groups and not one by one: a text of very many pieces would be copied for each of them.
+    for kind, group in groupby(filter(_holds_something, parts), key=type):
+        if kind is Text:
+            joined.append(Text("".join(part.text for part in group if isinstance(part, Text))))
+        elif kind is Rows:
+            joined.append(Rows(sum(part.count for part in group if isinstance(part, Rows))))
         else:
-            joined.append(part)
+            joined.extend(group)
     return joined
+
+
+def _holds_something(part: Part) -> bool:
+    return not (isinstance(part, Text) and not part.text) and not (isinstance(part, Rows) and not part.count)
 
 
 def escape_braces(text: str) -> str:

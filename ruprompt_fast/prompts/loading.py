@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ruprompt_fast.errors import PromptFileError
+from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, StoredPrompt, read_prompt
+from ruprompt_fast.prompts.limits import MAX_NAMES_SHOWN
 from ruprompt_fast.prompts.peft import PEFT_CONFIG_NAME, read_peft
+from ruprompt_fast.prompts.reading.regular_file import path_problem, reason
 
 
 def load_prompt(
@@ -28,24 +31,61 @@ def load_prompt(
         NonFiniteRowsError: they contain NaN or infinity.
         HubError: the repository could not be read.
     """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        folder = folder / subfolder if subfolder else folder
+    path = local_path(name_or_path)
+    if subfolder is not None and not isinstance(subfolder, str):
+        raise PromptFileError(f"expected subfolder to be a string; found {shown(subfolder)}.")
+    if os.path.isdir(path):
+        folder = path / subfolder if subfolder else path
     elif _is_path(name_or_path):
-        found = "a file" if folder.exists() else "nothing there"
-        raise PromptFileError(f"{folder}: expected a folder with {PROMPT_FILE_NAME}; found {found}.")
+        raise PromptFileError(f"{path}: expected a folder with {PROMPT_FILE_NAME}; found {_what_is_there(path)}.")
     else:
         from ruprompt_fast.prompts.hub import download_prompt
 
         folder = download_prompt(str(name_or_path), subfolder=subfolder, **hub_arguments)
-    if (folder / PROMPT_FILE_NAME).is_file():
+    if os.path.lexists(folder / PROMPT_FILE_NAME):
         return read_prompt(folder)
-    if (folder / PEFT_CONFIG_NAME).is_file():
+    if os.path.lexists(folder / PEFT_CONFIG_NAME):
         return read_peft(folder, task_id)
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
     raise PromptFileError(
-        f"{folder}: expected {PROMPT_FILE_NAME}, or {PEFT_CONFIG_NAME} of a PEFT adapter; found {found or 'nothing'}."
+        f"{folder}: expected {PROMPT_FILE_NAME}, or {PEFT_CONFIG_NAME} of a PEFT adapter; found {_names_in(folder)}."
     )
+
+
+def local_path(name_or_path: object) -> Path:
+    """A path that a caller gave, with the home folder in place of ``~``.
+
+    Raises:
+        PromptFileError: it is no path.
+    """
+    if not isinstance(name_or_path, str | os.PathLike) or not isinstance(os.fspath(name_or_path), str):
+        raise PromptFileError(
+            f"expected a folder, or owner/name of a repository; found {shown(name_or_path)} of type "
+            f"{type(name_or_path).__name__}."
+        )
+    if problem := path_problem(os.fspath(name_or_path)):
+        raise PromptFileError(f"{shown(os.fspath(name_or_path))}: {problem}.")
+    return Path(os.path.expanduser(name_or_path))
+
+
+def _what_is_there(path: Path) -> str:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "nothing there"
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return "a file"
+
+
+def _names_in(folder: Path) -> str:
+    """What a folder holds, in words."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, MAX_NAMES_SHOWN + 1)]
+    except (OSError, ValueError) as error:
+        return "no such folder" if isinstance(error, FileNotFoundError) else reason(error)
+    more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(sorted(names[:MAX_NAMES_SHOWN])) + more or "nothing"
 
 
 def _is_path(name_or_path: str | os.PathLike[str]) -> bool:

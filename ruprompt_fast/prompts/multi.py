@@ -12,6 +12,7 @@ from ruprompt_fast.errors import (
     NotInitializedError,
     PromptInitError,
     UnknownPromptError,
+    shown,
 )
 from ruprompt_fast.prompts import attachment
 from ruprompt_fast.prompts.context import PromptContext
@@ -85,17 +86,19 @@ class MultiPrompt:
             PromptFileError, HubError: the prompt could not be loaded.
         """
         if key in self.prompts:
-            raise DuplicatePromptError(f"there is a prompt with the key {key!r} already; choose another key.")
+            raise DuplicatePromptError(f"there is a prompt with the key {shown(key)} already; choose another key.")
         if isinstance(prompt, str | os.PathLike):
             prompt = Prompt.from_pretrained(prompt)
         if not isinstance(prompt, Prompt):
             raise PromptInitError(f"expected a Prompt, a folder or a hub id; found {type(prompt).__name__}.")
         for other, known in self.prompts.items():
             if known is prompt or known.format is prompt.format:
-                raise DuplicatePromptError(f"this prompt is here already as {other!r}; load it once more for {key!r}.")
+                raise DuplicatePromptError(
+                    f"this prompt is here already as {shown(other)}; load it once more for {shown(key)}."
+                )
         if prompt.is_attached:
             raise AlreadyAttachedError(
-                f"the prompt for {key!r} is attached to a model and would get another marker; detach() it first."
+                f"the prompt for {shown(key)} is attached to a model and would get another marker; detach() it first."
             )
         old_key = getattr(prompt.format, "key", None)
         prompt.format.set_key(key)
@@ -166,7 +169,7 @@ class MultiPrompt:
         """
         prompt = self.prompts.get(key)
         if prompt is None:
-            raise UnknownPromptError(f"unknown prompt {key!r}; there are {sorted(self.prompts)}.")
+            raise UnknownPromptError(f"unknown prompt {shown(key)}; there are {shown(sorted(self.prompts))}.")
         return prompt(text, **fields)
 
     def _attach_one_more(self, prompt: Prompt) -> None:

@@ -6,20 +6,27 @@ prompt becomes ``<P*n>{text}``. The rows of prefix tuning hold keys and values: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ruprompt_fast.errors import PromptFileError
-from ruprompt_fast.prompts.config import PromptConfig
-from ruprompt_fast.prompts.files import StoredPrompt, read_json
+from ruprompt_fast.errors import PromptFileError, SettingError, shown
+from ruprompt_fast.prompts.config import PromptConfig, is_size
+from ruprompt_fast.prompts.files import StoredPrompt
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.kv_shape import KVShape
+from ruprompt_fast.prompts.limits import MAX_ROWS, MAX_TASK_RANK, MAX_TENSOR_FILE_BYTES
+from ruprompt_fast.prompts.reading.json_object import read_json
+from ruprompt_fast.prompts.reading.regular_file import open_regular
+from ruprompt_fast.prompts.reading.rows import finite_rows, read_rows
+from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
+from ruprompt_fast.prompts.reading.stored_tensor import StoredTensor
+from ruprompt_fast.prompts.reading.torch_file import read_torch
 from ruprompt_fast.prompts.template import PROMPT_TOKEN
-from ruprompt_fast.prompts.tensor_files import ROWS_KEY, checked_rows, read_safetensors, read_torch
+from ruprompt_fast.prompts.tensor_files import ROWS_KEY
 
 PEFT_CONFIG_NAME = "adapter_config.json"
 PEFT_SAFETENSORS_NAME = "adapter_model.safetensors"
@@ -41,29 +48,22 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
         PromptFileError: a file is missing or malformed, or the adapter is of another kind.
         UnsafeFileError: the rows are not plain dense numbers.
         NonFiniteRowsError: they contain NaN or infinity.
+        SettingError: ``task_id`` is no number.
     """
+    if task_id is not None and type(task_id) is not int:
+        raise SettingError(f"expected task_id to be a whole number or None; found {shown(task_id)}.")
     path = folder / PEFT_CONFIG_NAME
     config = read_json(path)
     kind = _kind(config, path)
     num_rows = config.get("num_virtual_tokens")
-    if not isinstance(num_rows, int) or num_rows < 1:
-        raise PromptFileError(f"{path}: expected a positive num_virtual_tokens; found {num_rows!r}.")
-    tensors, tensors_path = _read_tensors(folder)
-    if ROWS_KEY not in tensors:
-        raise PromptFileError(f"{tensors_path}: expected a tensor {ROWS_KEY!r}; found {sorted(tensors)}.")
-    kv_shape = _kv_shape(config, path) if kind == _PREFIX_TUNING else None
-    stored = checked_rows(tensors[ROWS_KEY], tensors_path, width=None if kv_shape is None else kv_shape.row_width)
-    # Encoder-decoder adapters have rows for both halves; PEFT itself uses the encoder's only.
-    if stored.shape[0] not in ((num_rows,) if kv_shape is not None else (num_rows, 2 * num_rows)):
+    if not is_size(num_rows) or num_rows > MAX_ROWS:
         raise PromptFileError(
-            f"{tensors_path}: expected {num_rows} rows, as {path.name} says; found {stored.shape[0]}. "
-            "The files do not belong together: download or save the adapter again."
+            f"{path}: expected a positive num_virtual_tokens, at most {MAX_ROWS}; found {shown(num_rows)}."
         )
-    if kind == _MULTITASK:
-        stored = stored * _task_factor(tensors, tensors_path, stored, task_id)
-    elif task_id not in (None, 0):
+    if kind != _MULTITASK and task_id not in (None, 0):
         raise PromptFileError(f"{path}: expected a multitask adapter for task {task_id}; found {kind}.")
-    rows = checked_rows(stored[:num_rows], tensors_path)
+    kv_shape = _kv_shape(config, path) if kind == _PREFIX_TUNING else None
+    rows = _read_rows(folder, path, kind, num_rows, kv_shape, task_id)
     model_name = config.get("base_model_name_or_path")
     return StoredPrompt(
         PromptFormat(f"<P*{num_rows}>{{text}}", PROMPT_TOKEN * num_rows + "{text}"),
@@ -72,13 +72,40 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
     )
 
 
+def _read_rows(
+    folder: Path, config_path: Path, kind: str, num_rows: int, kv_shape: KVShape | None, task_id: int | None
+) -> Tensor:
+    safe, unsafe = folder / PEFT_SAFETENSORS_NAME, folder / PEFT_TORCH_NAME
+    path = unsafe if os.path.lexists(unsafe) and not os.path.lexists(safe) else safe
+    with open_regular(path, MAX_TENSOR_FILE_BYTES) as file:
+        tensors = safetensors_index(file) if path is safe else read_torch(file)
+        if not isinstance(tensors, dict):
+            raise PromptFileError(f"{path}: expected named tensors; found {_kind_of(tensors)}.")
+        if ROWS_KEY not in tensors:
+            raise PromptFileError(f"{path}: expected a tensor {ROWS_KEY!r}; found {shown(sorted(tensors))}.")
+        stored = tensors[ROWS_KEY]
+        width = None if kv_shape is None else kv_shape.row_width
+        # Encoder-decoder adapters have rows for both halves; PEFT itself uses the encoder's only.
+        counts = (num_rows,) if kv_shape is not None else (num_rows, 2 * num_rows)
+        found = stored.shape[0] if isinstance(stored, StoredTensor) and len(stored.shape) == 2 else None
+        if found is not None and found not in counts:
+            raise PromptFileError(
+                f"{path}: expected {num_rows} rows, as {config_path.name} says; found {found}. "
+                "The files do not belong together: download or save the adapter again."
+            )
+        rows = read_rows(stored, path, width=width)
+        if kind == _MULTITASK:
+            rows = finite_rows(rows.float() * _task_factor(tensors, path, rows, task_id), path)
+    return rows[:num_rows].clone() if len(rows) > num_rows else rows
+
+
 def _kind(config: Mapping[str, Any], path: Path) -> str:
     kind = config.get("peft_type")
-    if kind in _READABLE:
-        return str(kind)
+    if isinstance(kind, str) and kind in _READABLE:
+        return kind
     raise PromptFileError(
-        f"{path}: expected peft_type to be one of {', '.join(_READABLE)}; found {kind!r}: adapters of this kind change "
-        "weights or activations. Use PEFT for it."
+        f"{path}: expected peft_type to be one of {', '.join(_READABLE)}; found {shown(kind)}: adapters of this kind "
+        "change weights or activations. Use PEFT for it."
     )
 
 
@@ -90,40 +117,37 @@ def _kv_shape(config: Mapping[str, Any], path: Path) -> KVShape:
         raise PromptFileError(
             f"{path}: expected prefix tuning of a decoder; found an encoder-decoder's. Use PEFT for it."
         )
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes[2] % sizes[1]:
-        found = ", ".join(f"{name}={size!r}" for name, size in zip(names, sizes, strict=True))
+    if not all(map(is_size, sizes)) or sizes[2] % sizes[1]:
+        found = ", ".join(f"{name}={shown(size)}" for name, size in zip(names, sizes, strict=True))
         raise PromptFileError(f"{path}: expected positive sizes, the last a multiple of the heads; found {found}.")
     return KVShape(sizes[0], sizes[1], sizes[2] // sizes[1])
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Any], Path]:
-    safe, unsafe = folder / PEFT_SAFETENSORS_NAME, folder / PEFT_TORCH_NAME
-    if safe.is_file() or not unsafe.is_file():
-        return dict(read_safetensors(safe)), safe
-    content = read_torch(unsafe)
-    if not isinstance(content, dict):
-        raise PromptFileError(f"{unsafe}: expected named tensors; found {type(content).__name__}.")
-    return content, unsafe
-
-
 def _task_factor(tensors: Mapping[str, Any], path: Path, rows: Tensor, task_id: int | None) -> Tensor:
-    """The low-rank factor of one task (Wang et al. 2023), [rows, width]: ``cols[task] @ rows[task]``."""
-    factors = []
-    for key in ("prefix_task_cols", "prefix_task_rows"):
-        factor = tensors.get(key)
-        if not isinstance(factor, Tensor) or factor.layout is not torch.strided or factor.ndim != 3:
-            raise PromptFileError(f"{path}: expected a tensor {key!r} [tasks, ., .] of a multitask adapter.")
-        factors.append(factor)
-    cols, task_rows = factors
-    num_tasks = cols.shape[0]
-    rank = cols.shape[2]
+    """The low-rank factor of one task (Wang et al. 2023), float32 [rows, width]: ``cols[task] @ rows[task]``."""
+    cols, task_rows = (_stored_factor(tensors, key, path) for key in ("prefix_task_cols", "prefix_task_rows"))
+    num_tasks, _, rank = cols.shape
     expected = [[num_tasks, rows.shape[0], rank], [num_tasks, rank, rows.shape[1]]]
     found = [list(cols.shape), list(task_rows.shape)]
-    if found != expected:
-        raise PromptFileError(f"{path}: expected task factors of shapes {expected}; found {found}.")
+    if found != expected or not 0 < rank <= MAX_TASK_RANK:
+        raise PromptFileError(
+            f"{path}: expected task factors of shapes {expected}, of a rank from 1 to {MAX_TASK_RANK}; found {found}."
+        )
     if task_id is None and num_tasks > 1:
         raise PromptFileError(f"{path}: holds {num_tasks} tasks; say which with task_id=0..{num_tasks - 1}.")
     task = task_id or 0
     if not 0 <= task < num_tasks:
         raise PromptFileError(f"{path}: expected a task_id from 0 to {num_tasks - 1}; found {task}.")
-    return checked_rows(cols[task], path) @ checked_rows(task_rows[task], path)
+    # In float32 also where they are stored in half: their product may be larger than half precision holds.
+    return read_rows(cols.part(task), path).float() @ read_rows(task_rows.part(task), path).float()
+
+
+def _stored_factor(tensors: Mapping[str, Any], key: str, path: Path) -> StoredTensor:
+    factor = tensors.get(key)
+    if not isinstance(factor, StoredTensor) or len(factor.shape) != 3:
+        raise PromptFileError(f"{path}: expected a tensor {key!r} [tasks, ., .] of a multitask adapter.")
+    return factor
+
+
+def _kind_of(value: Any) -> str:
+    return "a bare tensor" if isinstance(value, StoredTensor) else type(value).__name__

@@ -14,6 +14,7 @@ from ruprompt_fast.errors import NotInitializedError, PromptFolderError, Unknown
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.files import StoredPrompt, write_prompt
 from ruprompt_fast.prompts.loading import load_prompt
+from ruprompt_fast.prompts.tensor_files import checked_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,11 +57,12 @@ class StoredPromptMixin(abc.ABC):
         Raises:
             NotInitializedError: the prompt is not initialized.
             PromptFolderError: ``save_directory`` is a file.
+            FileWriteError: it cannot be written to; what is there stays as it is.
             UnknownArgumentError: arguments for an upload that was not asked for.
         """
         content = self.as_dict()
-        folder = Path(save_directory)
-        if folder.is_file():
+        folder = Path(checked_path(save_directory))
+        if os.path.lexists(folder) and not os.path.isdir(folder):
             raise PromptFolderError(f"{folder}: expected a folder to save the prompt in; found a file.")
         if kwargs and not push_to_hub:
             raise UnknownArgumentError(f"{', '.join(kwargs)} only mean something with push_to_hub=True.")

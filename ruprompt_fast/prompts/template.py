@@ -15,8 +15,10 @@ import re
 from collections.abc import Callable, Sequence
 from string import Formatter
 
-from ruprompt_fast.errors import TemplateError
+from ruprompt_fast.errors import TemplateError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, RowsFromText, TemplatePart, Text, join_neighbours
+from ruprompt_fast.prompts.limits import MAX_FIELDS, MAX_ROWS, MAX_TEMPLATE_CHARS
+from ruprompt_fast.prompts.reading.json_object import is_text
 
 PROMPT_TOKEN = "<|P|>"
 """The marker of one soft row in a compiled template."""
@@ -26,9 +28,6 @@ PROMPT_TOKEN_FOR_KEY = "<|[{key}]P|>"
 
 PROMPT_TOKEN_SHORT = "<P>"
 """One soft row in a template."""
-
-MAX_ROWS = 1_000_000
-"""More rows than this in one template can only be a typing error."""
 
 # A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
 _KEY = r"(?:(?!<\|\[|P\|>).)*?"
@@ -40,23 +39,42 @@ def split_fields(template: str) -> list[Text | Field]:
     """Split a template at its fields, by the rules of ``str.format``.
 
     Raises:
-        TemplateError: unbalanced braces, or a field that is positional, has an attribute, a conversion or a format.
+        TemplateError: unbalanced braces, or a field that is positional, has an attribute, a conversion or a format;
+            a template that is too long, has too many fields, or is no text.
+    """
+    check_template(template)
+    parts: list[Text | Field] = []
+    num_fields = 0
+    try:
+        for text, name, spec, conversion in Formatter().parse(template):
+            if text:
+                parts.append(Text(text))
+            if name is not None:
+                num_fields += 1
+                if num_fields > MAX_FIELDS:
+                    raise TemplateError(f"the template {shown(template)} has more than {MAX_FIELDS} fields.")
+                parts.append(Field(_checked_name(name, spec, conversion, template)))
+    except ValueError as error:
+        if isinstance(error, TemplateError):
+            raise
+        raise TemplateError(
+            f"cannot read the template {shown(template)}: {error}. Write a literal brace twice, as {{{{ or }}}}."
+        ) from error
+    return parts
+
+
+def check_template(template: str) -> None:
+    """Check that a template is a text of a reasonable length.
+
+    Raises:
+        TemplateError: it is not.
     """
     if not isinstance(template, str):
         raise TemplateError(f"a template must be a string; found {type(template).__name__}.")
-    try:
-        pieces = list(Formatter().parse(template))
-    except ValueError as error:
-        raise TemplateError(
-            f"cannot read the template {template!r}: {error}. Write a literal brace twice, as {{{{ or }}}}."
-        ) from error
-    parts: list[Text | Field] = []
-    for text, name, spec, conversion in pieces:
-        if text:
-            parts.append(Text(text))
-        if name is not None:
-            parts.append(Field(_checked_name(name, spec, conversion, template)))
-    return parts
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise TemplateError(f"a template has at most {MAX_TEMPLATE_CHARS} characters; found {len(template)}.")
+    if not is_text(template):
+        raise TemplateError(f"a template must be text; {shown(template)} holds half a character, a lone surrogate.")
 
 
 def parse_template(template: str) -> tuple[TemplatePart, ...]:
@@ -73,8 +91,7 @@ def parse_template(template: str) -> tuple[TemplatePart, ...]:
             is_open = _parse_text(piece.text, parts, is_open, template)
         else:
             parts.append(piece)
-    if sum(part.count for part in parts if isinstance(part, Rows)) > MAX_ROWS:
-        raise TemplateError(f"the template {template!r} has more than {MAX_ROWS} rows.")
+    _check_rows(sum(part.count for part in parts if isinstance(part, Rows)))
     return tuple(parts)
 
 
@@ -86,19 +103,22 @@ def parse_compiled(compiled: str) -> tuple[Layout, str | None]:
     """
     parts: list[Part] = []
     markers = {}
+    num_rows = 0
     for piece in join_neighbours(split_fields(compiled)):
         if not isinstance(piece, Text):
             parts.append(piece)
             continue
         end = 0
         for match in MARKER_PATTERN.finditer(piece.text):
+            num_rows += 1
+            _check_rows(num_rows)
             parts += [Text(piece.text[end : match.start()]), Rows(1)]
             markers[match.group()] = match["key"]
             end = match.end()
         parts.append(Text(piece.text[end:]))
     if len(markers) > 1:
         raise TemplateError(
-            f"a compiled template has one marker, repeated; found {sorted(markers)} in {compiled!r}. "
+            f"a compiled template has one marker, repeated; found {shown(sorted(markers))} in {shown(compiled)}. "
             "Use one template for each prompt."
         )
     return Layout(parts), next(iter(markers.values()), None)
@@ -121,11 +141,14 @@ def compile_parts(parts: Sequence[TemplatePart], tokenize: Callable[[str], list[
         if isinstance(part, RowsFromText):
             ids = tokenize(part.text)
             if not ids:
-                raise TemplateError(f"the text {part.text!r} between <P> and </P> has no tokens in this tokenizer.")
+                raise TemplateError(
+                    f"the text {shown(part.text)} between <P> and </P> has no tokens in this tokenizer."
+                )
             init_tokens.update(enumerate(ids, start=length))
             part = Rows(len(ids))
         if isinstance(part, Rows):
             length += part.count
+            _check_rows(length)
         compiled.append(part)
     return Layout(compiled), init_tokens
 
@@ -141,7 +164,7 @@ def marker_for_key(key: str | None) -> str:
     marker = PROMPT_TOKEN_FOR_KEY.replace("{key}", key) if isinstance(key, str) else ""
     match = MARKER_PATTERN.fullmatch(marker)
     if match is None or match["key"] != key:
-        raise TemplateError(f"a prompt's key must be a string without '<|[' and 'P|>'; found {key!r}.")
+        raise TemplateError(f"a prompt's key must be a string without '<|[' and 'P|>'; found {shown(key)}.")
     return marker
 
 
@@ -150,17 +173,22 @@ def is_marker(token: str) -> bool:
     return MARKER_PATTERN.fullmatch(token) is not None
 
 
+def _check_rows(count: int) -> None:
+    if count > MAX_ROWS:
+        raise TemplateError(f"a prompt has at most {MAX_ROWS} rows; this template has more than {count - 1}.")
+
+
 def _checked_name(name: str, spec: str | None, conversion: str | None, template: str) -> str:
     stripped = name.strip()
     if not stripped or stripped.isdigit():
         problem = "has a field without a name"
     elif re.search(r"[.\[\]]", stripped):
-        problem = f"takes an attribute or an item of a field, {name!r}"
+        problem = f"takes an attribute or an item of a field, {shown(name)}"
     elif spec or conversion:
-        problem = f"formats the field {name!r}"
+        problem = f"formats the field {shown(name)}"
     else:
         return stripped
-    raise TemplateError(f"the template {template!r} {problem}; only plain {{name}} fields are possible.")
+    raise TemplateError(f"the template {shown(template)} {problem}; only plain {{name}} fields are possible.")
 
 
 def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: str) -> bool:
@@ -176,7 +204,7 @@ def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: s
             if not opened_here or not before:
                 problem = "nothing" if opened_here else "a field"
                 raise TemplateError(
-                    f"there is {problem} between <P> and </P> in the template {template!r}; "
+                    f"there is {problem} between <P> and </P> in the template {shown(template)}; "
                     "put literal text there, or write <P*N> for N rows."
                 )
             parts[-1] = RowsFromText(before)
@@ -195,12 +223,14 @@ def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: s
 def _row_count(match: re.Match[str], template: str) -> int:
     if match["key"] is not None:
         raise TemplateError(
-            f"the template {template!r} contains the marker {match.group()!r}. "
+            f"the template {shown(template)} contains the marker {shown(match.group())}. "
             "Write <P> for a row; set_key() gives its marker a key."
         )
     count = match["count"]
     if count is None:
         return 1
     if not count.isascii() or not count.isdigit() or len(count) > len(str(MAX_ROWS)):
-        raise TemplateError(f"{match.group()!r} in the template {template!r} must be <P*N> with a number of rows N.")
+        raise TemplateError(
+            f"{shown(match.group())} in the template {shown(template)} must be <P*N> with a number of rows N."
+        )
     return int(count)

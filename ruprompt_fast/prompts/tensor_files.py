@@ -1,155 +1,165 @@
-"""Reading and writing tensors without trusting the file.
-
-A prompt's file may come from anybody. Pickled code is never run (``weights_only``), and what comes out must be plain
-dense numbers: ``torch.load`` would also rebuild sparse tensors whose indices point out of bounds, views that are larger
-than what they look at, and tensors without data.
-"""
+"""Writing tensors and texts so that a file appears complete or not at all; reading one's own tensors back."""
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ruprompt_fast.errors import NonFiniteRowsError, PromptFileError, UnsafeFileError
+from ruprompt_fast.errors import FileWriteError, shown
+from ruprompt_fast.prompts.reading.regular_file import open_regular, path_problem
+from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
 
 ROWS_KEY = "prompt_embeddings"
 """The name of the rows in a safetensors file, PEFT's and ours."""
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+Write = Callable[[Path], None]
+"""Fills the file at a path."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+    """All tensors of a safetensors file of one's own, however large, on the CPU.
 
     Raises:
         PromptFileError: the file is missing, truncated or something else.
     """
-    tensors = {}
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                tensors[key] = file.get_tensor(key)
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise PromptFileError(
-            f"{path}: expected a complete safetensors file; {_reason(error)}. Download or save it again."
-        ) from error
-    return tensors
-
-
-def read_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, as far as it is made of tensors and plain values.
-
-    Raises:
-        UnsafeFileError: the file contains code, or objects that need it.
-        PromptFileError: the file is missing, truncated or something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeFileError(
-            f"{path}: expected the tensor of a prompt; found other pickled objects, which could run code when loaded. "
-            "They were not loaded. Ask for the prompt as a safetensors file."
-        ) from error
-    except Exception as error:  # a malformed pickle can make the unpickler raise anything
-        raise PromptFileError(
-            f"{path}: expected a tensor written by torch.save; {_reason(error)}. Download or save it again."
-        ) from error
-
-
-def checked_rows(value: Any, path: Path, num_rows: int | None = None, width: int | None = None) -> Tensor:
-    """The rows in a value that came out of a file: a new tensor [rows, width] of float32, float16 or bfloat16.
-
-    Args:
-        value: what was read.
-        path: the file, for messages.
-        num_rows: how many rows there must be, if known.
-        width: how wide they must be, if known.
-
-    Raises:
-        UnsafeFileError: not a plain dense tensor.
-        PromptFileError: a tensor of another dtype or shape.
-        NonFiniteRowsError: NaN or infinity among the numbers.
-    """
-    _check_plain(value, path)
-    expected = f"[{'rows' if num_rows is None else num_rows}, {'width' if width is None else width}]"
-    shape = tuple(value.shape)
-    fits = len(shape) == 2 and 0 not in shape and num_rows in (None, shape[0]) and width in (None, shape[1])
-    if not fits:
-        raise PromptFileError(
-            f"{path}: expected rows {expected}, as the prompt's template and config say; found {list(shape)}. "
-            "The prompt's files do not belong together, or are for another prompt: download or save them again."
-        )
-    if value.dtype not in _DTYPES:
-        raise PromptFileError(f"{path}: expected floating-point rows; found {value.dtype}. Save the prompt again.")
-    if not bool(torch.isfinite(value).all()):
-        raise NonFiniteRowsError(
-            f"{path}: expected numbers; found NaN or infinity among the rows. Take an earlier checkpoint of the prompt."
-        )
-    dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
-    rows: Tensor = value.detach().to(dtype)
-    return rows.clone(memory_format=torch.contiguous_format)
+    with open_regular(path, None) as file:
+        return {name: stored.read() for name, stored in safetensors_index(file).items()}
 
 
 def write_rows(rows: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write rows to ``*.safetensors``, or with ``torch.save`` to any other name; the file appears complete or not."""
+    """Write rows to ``*.safetensors``, or with ``torch.save`` to any other name, see :func:`write_atomically`."""
+    write_atomically(path, rows_writer(rows, path))
+
+
+def rows_writer(rows: Tensor, path: str | os.PathLike[str]) -> Write:
+    """What :func:`write_rows` does, for :func:`write_together`."""
     plain = rows.detach().cpu().clone(memory_format=torch.contiguous_format)
     if str(path).endswith(".safetensors"):
-        write_atomically(path, lambda file: save_file({ROWS_KEY: plain}, file, metadata={"format": "pt"}))
-    else:
-        write_atomically(path, lambda file: torch.save(plain, file))
+        return lambda file: save_file({ROWS_KEY: plain}, file, metadata={"format": "pt"})
+    return lambda file: _torch_save(plain, file)
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it there, so that no reader ever sees a part of it."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask says
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_plain(value: Any, path: Path) -> None:
-    if not isinstance(value, Tensor):
-        problem = f"an object of type {type(value).__name__}"
-    elif value.layout is not torch.strided or value.is_nested:
-        problem = f"a tensor with layout {value.layout}"
-    elif value.device.type != "cpu" or value.is_quantized or type(value) not in (Tensor, torch.nn.Parameter):
-        problem = f"a {type(value).__name__} of {value.dtype} on {value.device}"
-    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        problem = f"a view of {list(value.shape)} over {value.untyped_storage().nbytes()} bytes"
-    else:
-        return
-    raise UnsafeFileError(
-        f"{path}: expected one dense tensor of numbers; found {problem}. Ask for the prompt as a safetensors file."
-    )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "found no such file"
-    return (
-        f"reading it failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    )
+def _torch_save(rows: Tensor, path: Path) -> None:
+    # Through memory: torch's own writer makes a RuntimeError of a full disk.
+    buffer = io.BytesIO()
+    torch.save(rows, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, which appears complete or not at all."""
+    """Write a text file, see :func:`write_atomically`."""
+    write_atomically(path, text_writer(text))
+
+
+def text_writer(text: str) -> Write:
+    """What :func:`write_text` does, for :func:`write_together`."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
+    return write
+
+
+def write_atomically(path: str | os.PathLike[str], write: Write) -> None:
+    """Let ``write`` fill a file beside ``path``, then move it there, so that no reader ever sees a part of it.
+
+    A link at ``path`` is replaced, and what it points to stays as it is.
+
+    Raises:
+        FileWriteError: the path is a folder or a device, or the file cannot be written. What was there is there still.
+    """
+    write_together({Path(checked_path(path)): write})
+
+
+def write_together(files: Mapping[Path, Write]) -> None:
+    """:func:`write_atomically` for several files of one folder: none is moved to its place before all are complete.
+
+    Raises:
+        FileWriteError: see :func:`write_atomically`.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for target, write in files.items():
+            with named_errors(target):
+                _check_target(target)
+                # Not named after the target: that may have the longest name that the file system takes.
+                temporary = target.parent / f".{secrets.token_hex(16)}.tmp"
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                temporaries[target] = temporary
+                mode = temporary.stat().st_mode
+                write(temporary)
+                temporary.chmod(
+                    mode
+                )  # safetensors writes files that only their owner may read, whatever the umask says
+                _sync(temporary)
+        for target, temporary in temporaries.items():
+            with named_errors(target):
+                os.replace(temporary, target)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
+def checked_path(path: object) -> str:
+    """A path that a caller gave, as a string.
+
+    Raises:
+        FileWriteError: it is something else.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise FileWriteError(f"expected a path; found {shown(path)} of type {type(path).__name__}.")
+    if problem := path_problem(text):
+        raise FileWriteError(f"{shown(text)}: {problem}.")
+    return text
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those that it lies in, as far as they do not exist.
+
+    Raises:
+        FileWriteError: it cannot be created.
+    """
+    with named_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _check_target(path: Path) -> None:
+    """Refuse to put a file in the place of something that is none: a device would be lost, as a folder would be."""
+    if not path.name:
+        raise FileWriteError(f"expected a path of a file; found {shown(str(path))}.")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise FileWriteError(f"{path}: expected a file to write; found {kind}. Choose another name.")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold the file before its name leads to it: a name is moved sooner than the bytes are written."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Raise our error for one of the operating system about writing to ``path``."""
+    try:
+        yield
+    except FileWriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise FileWriteError(f"{path}: cannot be written: {shown(detail)[1:-1]}.") from error

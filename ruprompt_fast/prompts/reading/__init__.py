@@ -1,0 +1,1 @@
+"""Reading files that may come from anybody: bounded, without mapped memory, and without running anything of theirs."""
