@@ -15,15 +15,25 @@ from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
 from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.engine.classify import classify
+from ruprompt_fast.engine.context import limits_of
 from ruprompt_fast.engine.dispatch import Dispatcher
-from ruprompt_fast.engine.loading import dtype_of, load_model, load_tokenizer
+from ruprompt_fast.engine.loading import (
+    check_served,
+    device_of,
+    dtype_of,
+    is_int8,
+    load_model,
+    load_tokenizer,
+    sources_of,
+    weight_dtype_of,
+)
+from ruprompt_fast.engine.merging import SettingsMerger, own_settings
 from ruprompt_fast.engine.progress import progress_bar
-from ruprompt_fast.engine.registry import PromptRegistry
-from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, merged_config, parallel
-from ruprompt_fast.engine.sampling import ExtraSettings
+from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry
+from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, parallel
 from ruprompt_fast.engine.stats import ModelStats
-from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.engine.tasks import GenerationTask, make_tasks
+from ruprompt_fast.engine.texts import most_chars
 from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 
@@ -39,6 +49,9 @@ class FastPromptModel:
 
     Use :meth:`from_pretrained`. Methods may be called from many threads.
 
+    The model's own settings for generation are copied when this object is made: changing ``model.generation_config``
+    afterwards has no effect. What a call gets is never changed.
+
     Args:
         model: a transformers model; it is put into evaluation mode, its input embedding is replaced by
             :class:`~ruprompt_fast.embedding.SplicedEmbedding`, and where the engine runs it, its frozen linear layers
@@ -48,12 +61,16 @@ class FastPromptModel:
 
     Raises:
         AlreadyAttachedError: prompts are attached to the model already.
-        UnsupportedModelError: the model has no table of token embeddings.
+        UnsupportedModelError: this is no model or tokenizer, or the model cannot generate or has no table of token
+            embeddings.
+        SettingError: ``options`` is something else.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, options: EngineOptions | None = None
     ) -> None:
+        options = EngineOptions() if options is None else options
+        check_served(model, tokenizer, options)
         if isinstance(model.get_input_embeddings(), SplicedEmbedding):
             raise AlreadyAttachedError(
                 "prompts are attached to this model already; call detach() of the Prompt, MultiPrompt or "
@@ -61,12 +78,17 @@ class FastPromptModel:
             )
         self.model = model
         self.tokenizer = tokenizer
-        model.eval()
+        self._max_batch_size = options.max_batch_size
+        self._defaults = own_settings(model)
+        self._merger = SettingsMerger(self._defaults, tokenizer, limits_of(model.config))
         self._embedding = attach_prompts(model, [], len(tokenizer))
+        model.eval()
         self._embedding.is_served = True
         weight = self._embedding.weight
-        self._registry = PromptRegistry(self._embedding.row_width, model.config, weight.device, weight.dtype)
-        self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options or EngineOptions())
+        self._registry = PromptRegistry(
+            self._embedding.row_width, model.config, weight.device, weight.dtype, self._check_prompt
+        )
+        self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options)
 
     @classmethod
     def from_pretrained(
@@ -107,21 +129,21 @@ class FastPromptModel:
             PromptFileError, HubError, PromptMismatchError, NonFiniteRowsError: a prompt cannot be loaded. Nothing is
                 changed in a model object then.
         """
-        sources = prompts.prompts if isinstance(prompts, MultiPrompt) else prompts or {}
+        options = EngineOptions(
+            max_batch_size, max_step_tokens, kv_cache_bytes, prefix_cache_bytes, host_cache_bytes, int8=is_int8(dtype)
+        )
+        weight_dtype, target = weight_dtype_of(dtype), device_of(device)
+        sources = sources_of(prompts)
         loaded = {name: _load_prompt(source) for name, source in sources.items()}
         is_object = not isinstance(model, (str, os.PathLike))
-        options = EngineOptions(
-            max_batch_size, max_step_tokens, kv_cache_bytes, prefix_cache_bytes, host_cache_bytes, int8=dtype == "int8"
-        )
-        weight_dtype = torch.float32 if dtype == "int8" else dtype
-        network: Any = model if is_object else load_model(model, weight_dtype, device)
-        was_training = network.training
+        network: Any = model if is_object else load_model(model, weight_dtype, target)
+        was_training = getattr(network, "training", False)
         served = cls(network, load_tokenizer(model, tokenizer), options=options)
         try:
             for name, prompt in loaded.items():
                 served.add_prompt(name, prompt)
             if is_object and (dtype is not None or device is not None):
-                network.to(device=device, dtype=dtype_of(weight_dtype))
+                network.to(device=target, dtype=dtype_of(weight_dtype))
             served.stats()  # builds the engine: its cost belongs to loading, not to the first request
         except Exception:
             served.detach().train(was_training)
@@ -328,28 +350,29 @@ class FastPromptModel:
         prompt: str | Sequence[str | None] | None,
         generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
         extras: tuple[Any, Any, Any, Any],
-        generation_kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
     ) -> list[GenerationTask]:
         requests = self._encode(inputs, prompt)
-        configs: list[GenerationConfig | None] = parallel(generation_config, len(requests), "generation_config")
-        merged = {
-            id(config): merged_config(config, self.model.generation_config, generation_kwargs) for config in configs
-        }
-        for key, config in merged.items():
-            if "eos_token_id" in generation_kwargs:
-                config.eos_token_id = generation_kwargs["eos_token_id"]
-            elif key == id(None) or config.eos_token_id == self.model.generation_config.eos_token_id:
-                config.eos_token_id = stop_ids(config, self.tokenizer)
+        configs = self._merger.merged(parallel(generation_config, len(requests), "generation_config"), kwargs)
         names = ("seed", "presence_penalty", "frequency_penalty", "logit_bias")
         columns = [parallel(value, len(requests), name) for name, value in zip(names, extras, strict=True)]
-        settings = [ExtraSettings(*values) for values in zip(*columns, strict=True)]
-        return make_tasks(requests, [merged[id(config)] for config in configs], settings, self.model.config)
+        return make_tasks(requests, configs, self._merger.extras(columns), self.model.config, self._max_batch_size)
 
     def _encode(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
         batch = as_batch(inputs)
         names: list[str | None] = parallel(prompt, len(batch), "prompt")
-        first_row_id = self._embedding.first_prompt_id + 1
-        return encode_requests(batch, names, self._registry, self.tokenizer, first_row_id)
+        return encode_requests(
+            batch,
+            names,
+            self._registry,
+            self.tokenizer,
+            self._embedding.first_prompt_id + 1,
+            self._embedding.num_embeddings,
+            most_chars(self.model.config),
+        )
+
+    def _check_prompt(self, prompt: LoadedPrompt) -> None:
+        prompt.check_literals(self.tokenizer, self._embedding.first_prompt_id + 1, self._embedding.num_embeddings)
 
 
 def _load_prompt(source: PromptSource) -> Prompt:

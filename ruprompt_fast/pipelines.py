@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.text_generation import TextGenerationPipeline
 
-from ruprompt_fast.engine.requests import merged_config
+from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.prompts import Prompt

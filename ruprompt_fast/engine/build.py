@@ -15,7 +15,7 @@ from ruprompt_fast.engine.memory import available_bytes
 from ruprompt_fast.engine.packing import PackedModel, pack_model
 from ruprompt_fast.engine.prefixes import PromptPrefixes
 from ruprompt_fast.engine.runner import ModelRunner
-from ruprompt_fast.errors import SettingError, UnsupportedModelError
+from ruprompt_fast.errors import SettingError, UnsupportedModelError, shown
 from ruprompt_fast.ops import PAGE_SIZE
 from ruprompt_fast.routing import context_length, probe
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
+MAX_BATCH_SIZE = 1 << 14
+MAX_STEP_TOKENS = 1 << 20
+"""Largest sizes: a step makes arrays of so many entries before anything is asked for."""
+
+_MOST_BYTES = 1 << 62
 _UNBOUNDED_CONTEXT = 8192
 # A quarter leaves room for the weights of a second model and for everybody else on the machine.
 _FREE_MEMORY_SHARE = 0.25
@@ -55,19 +60,21 @@ class EngineOptions:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        least = {
-            "max_batch_size": 1,
-            "max_step_tokens": 1,
-            "kv_cache_bytes": 1,
-            "prefix_cache_bytes": 0,
-            "host_cache_bytes": 0,
+        bounds = {
+            "max_batch_size": (1, MAX_BATCH_SIZE),
+            "max_step_tokens": (1, MAX_STEP_TOKENS),
+            "kv_cache_bytes": (1, _MOST_BYTES),
+            "prefix_cache_bytes": (0, _MOST_BYTES),
+            "host_cache_bytes": (0, _MOST_BYTES),
         }
-        for name, bound in least.items():
+        for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if value is None and name in ("kv_cache_bytes", "prefix_cache_bytes"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-                raise SettingError(f"{name} must be an integer of at least {bound}; found {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise SettingError(
+                    f"{name} must be an integer of at least {least} and at most {most}; found {shown(value)}."
+                )
         if self.max_step_tokens < self.max_batch_size:
             raise SettingError(
                 f"max_step_tokens={self.max_step_tokens} must be at least max_batch_size={self.max_batch_size}: every "
@@ -108,7 +115,7 @@ def build_engine(
         page_size=PAGE_SIZE,
         max_sequences=options.max_batch_size,
         max_model_len=max_model_len,
-        max_prefix_pages=-1 if prefix_bytes is None else prefix_bytes // pool.page_bytes,
+        max_prefix_pages=-1 if prefix_bytes is None else min(prefix_bytes // pool.page_bytes, pool.num_pages),
         max_step_tokens=options.max_step_tokens,
     )
     cache = PrefixCache(scheduler, pool, host_budget_bytes=options.host_cache_bytes)
@@ -131,6 +138,8 @@ def _num_pages(model: PreTrainedModel, layers: list[LayerShape], dtype: torch.dt
         pages_per_sequence = -(-(context_length(model.config) or _UNBOUNDED_CONTEXT) // PAGE_SIZE)
         enough = options.max_batch_size * pages_per_sequence * KVPool.bytes_per_page(layers, dtype)
         budget = min(enough, int(available_bytes() * _FREE_MEMORY_SHARE))
+    elif budget > (available := available_bytes()):
+        raise SettingError(f"kv_cache_bytes={budget} is more than the {available} bytes of memory that there are.")
     try:
         return KVPool.pages_for_budget(layers, dtype, budget)
     except SettingError as error:

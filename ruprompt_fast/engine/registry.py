@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ruprompt_fast.engine.texts import check_encodable, check_ids
 from ruprompt_fast.errors import (
     ExtraFieldError,
+    FieldTypeError,
     MissingFieldError,
     NonFiniteRowsError,
     PromptMismatchError,
+    TemplateError,
     UnknownPromptError,
+    shown,
 )
 from ruprompt_fast.prompts import KVShape, Prompt, PromptFormat, check_kv_shape
+from ruprompt_fast.prompts.private_tokenizer import tokenizer_state
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Names that a message lists, and characters of each.
+_MOST = 20
+_MOST_CHARS = 40
 
 
 @dataclass(eq=False)
@@ -50,7 +60,12 @@ class LoadedPrompt:
         return self.kv_shape is not None
 
     def encode(
-        self, batch: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, first_row_id: int
+        self,
+        batch: Sequence[Mapping[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        first_row_id: int,
+        table_size: int | None = None,
+        places: Sequence[str] | None = None,
     ) -> list[tuple[list[int], int]]:
         """For every item its ids, ``first_row_id + k`` for row k, and how many of them are the same for all items.
 
@@ -58,15 +73,66 @@ class LoadedPrompt:
             batch: the fields of each item.
             tokenizer: the model's.
             first_row_id: the id of row 0.
+            table_size: rows of the model's table of tokens; None takes all ids below the rows'.
+            places: what messages call each item; None names the prompt.
 
         Raises:
             MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+            TokenIdError: an item holds a token that the model has no row for.
         """
-        encoded = self.format.encode_batch(batch, tokenizer, first_row_id=first_row_id)
+        table_size = first_row_id - 1 if table_size is None else table_size
+        places = [f"prompt {shown(self.name)}"] * len(batch) if places is None else places
+        encoded = encode_with_rows(self.format, batch, tokenizer, first_row_id, table_size, places)
         if not self.is_deep:
-            return [(item.input_ids, item.prefix_len) for item in encoded]
+            return encoded
         rows = range(first_row_id, first_row_id + len(self.rows))
-        return [([*rows, *item.input_ids], len(rows)) for item in encoded]
+        return [([*rows, *input_ids], len(rows)) for input_ids, _ in encoded]
+
+    def check_literals(self, tokenizer: PreTrainedTokenizerBase, first_row_id: int, table_size: int) -> None:
+        """Refuse a template whose own text no request could be encoded with.
+
+        Raises:
+            TemplateError: it holds half of a surrogate pair.
+            TokenIdError: it holds a token that the model has no row for.
+        """
+        where = f"the template of prompt {shown(self.name)}"
+        check_encodable(self.format.template, where, TemplateError)
+        check_encodable(self.format.compiled_template or "", where, TemplateError)
+        self.encode([dict.fromkeys(self.format.fields, "")], tokenizer, first_row_id, table_size, [where])
+
+
+def encode_with_rows(
+    format: PromptFormat,
+    batch: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    first_row_id: int,
+    table_size: int,
+    places: Sequence[str],
+) -> list[tuple[list[int], int]]:
+    """For every item its ids, ``first_row_id + k`` for row k, and the length of the format's static prefix.
+
+    Args:
+        format: the format.
+        batch: the fields of each item.
+        tokenizer: the model's. Tokens may have been added to it since the model was loaded.
+        first_row_id: the id of row 0.
+        table_size: rows of the model's table of tokens.
+        places: what messages call each item.
+
+    Raises:
+        MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+        TokenIdError: an item holds a token that the model has no row for.
+    """
+    num_tokens = tokenizer_state(tokenizer).first_free_id
+    start = max(first_row_id, num_tokens)  # tokens that were added take ids that rows had
+    encoded = format.encode_batch(batch, tokenizer, start)
+    if num_tokens > table_size:
+        for item, place in zip(encoded, places, strict=True):
+            check_ids(item.input_ids, table_size, tokenizer, place, end=start)
+    if start == first_row_id:
+        return [(item.input_ids, item.prefix_len) for item in encoded]
+    back = start - first_row_id
+    return [([id - back if id >= start else id for id in item.input_ids], item.prefix_len) for item in encoded]
 
 
 class PromptRegistry(Mapping[str, Prompt]):
@@ -78,13 +144,22 @@ class PromptRegistry(Mapping[str, Prompt]):
             refuse deep prompts that are not for them.
         device: where rows are kept.
         dtype: the rows' dtype.
+        check: refuses a prompt for other reasons.
     """
 
-    def __init__(self, width: int, model_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        width: int,
+        model_config: PretrainedConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        check: Callable[[LoadedPrompt], None] = lambda entry: None,
+    ) -> None:
         self._width = width
         self._model_config = model_config
         self._device = device
         self._dtype = dtype
+        self._check_entry = check
         self._lock = threading.Lock()
         # Replaced whole, never changed: readers need no lock.
         self._loaded: dict[str, LoadedPrompt] = {}
@@ -98,16 +173,20 @@ class PromptRegistry(Mapping[str, Prompt]):
             TemplateError: the rows of a deep prompt are not one run at the template's very start.
             NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
             NotInitializedError: it has no rows yet.
+            FieldTypeError: the name is no string.
         """
+        if not isinstance(name, str):
+            raise FieldTypeError(f"a prompt's name must be a string; found {shown(name)}.")
         rows = _rows_in_evaluation_mode(prompt)
         self._check(name, prompt, rows)
         converted = rows.to(device=self._device, dtype=self._dtype)
         if not bool(torch.isfinite(converted).all()):
             raise NonFiniteRowsError(
-                f"prompt {name!r} has rows that are not finite in {self._dtype}; expected numbers only. "
+                f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
                 "Train it again, or load the model in a wider dtype."
             )
         entry = LoadedPrompt(name, prompt, _serving_format(prompt), converted, prompt.provider.kv_shape)
+        self._check_entry(entry)
         with self._lock:
             replaced = self._loaded.get(name)
             self._loaded = {**self._loaded, name: entry}
@@ -135,10 +214,10 @@ class PromptRegistry(Mapping[str, Prompt]):
         Raises:
             UnknownPromptError: no prompt has that name; the message lists the loaded ones.
         """
-        entry = self._loaded.get(name)
+        entry = self._loaded.get(name) if isinstance(name, str) else None
         if entry is None:
-            names = ", ".join(sorted(self._loaded)) or "none"
-            raise UnknownPromptError(f"unknown prompt {name!r}; loaded: {names}. Add it with model.add_prompt().")
+            names = _listed(sorted(self._loaded)) or "none"
+            raise UnknownPromptError(f"unknown prompt {shown(name)}; loaded: {names}. Add it with model.add_prompt().")
         return entry
 
     def __getitem__(self, name: str) -> Prompt:
@@ -155,17 +234,17 @@ class PromptRegistry(Mapping[str, Prompt]):
 
     def _check(self, name: str, prompt: Prompt, rows: Tensor) -> None:
         if prompt.provider.kv_shape is not None:
-            check_kv_shape(prompt.provider.kv_shape, self._model_config, f"prompt {name!r}")
+            check_kv_shape(prompt.provider.kv_shape, self._model_config, f"prompt {shown(name)}")
         needed = [prompt.format.prompt_length, prompt.provider.row_width(self._width)]
         if list(rows.shape) != needed:
             raise PromptMismatchError(
-                f"prompt {name!r} has rows {list(rows.shape)}; its template and this model's width {needed[1]} need "
-                f"{needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
+                f"prompt {shown(name)} has rows {list(rows.shape)}; its template and this model's width {needed[1]} "
+                f"need {needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
             )
         ours, theirs = _hub_name(self._model_config.name_or_path), _hub_name(prompt.config.pretrained_model_name)
         if ours and theirs and ours != theirs:
             raise PromptMismatchError(
-                f"prompt {name!r} was trained on {prompt.config.pretrained_model_name}; "
+                f"prompt {shown(name)} was trained on {prompt.config.pretrained_model_name}; "
                 f"this model is {self._model_config.name_or_path}. Load that model, or a prompt made for this one; if "
                 "they are the same model, set prompt.config.pretrained_model_name = None."
             )
@@ -178,14 +257,20 @@ def check_fields(fields: Mapping[str, str], names: tuple[str, ...], prompt: str 
         MissingFieldError: a field of the format is not given.
         ExtraFieldError: a field is given that the format does not have.
     """
-    where = f"prompt {prompt!r}" if prompt is not None else "a request without a prompt"
-    expected = ", ".join(dict.fromkeys(names)) or "no fields"
+    where = f"prompt {shown(prompt)}" if prompt is not None else "a request without a prompt"
+    expected = _listed(dict.fromkeys(names)) or "no fields"
     missing = [name for name in dict.fromkeys(names) if name not in fields]
     if missing:
-        raise MissingFieldError(f"{where} needs the field(s) {expected}; missing: {', '.join(missing)}.")
+        raise MissingFieldError(f"{where} needs the field(s) {expected}; missing: {_listed(missing)}.")
     extra = [name for name in fields if name not in names]
     if extra:
-        raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {', '.join(extra)}. Remove them.")
+        raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {_listed(extra)}. Remove them.")
+
+
+def _listed(names: Collection[object]) -> str:
+    """Names for a message, which need not be strings."""
+    few = [name if isinstance(name, str) and len(name) <= _MOST_CHARS else shown(name) for name in islice(names, _MOST)]
+    return ", ".join(few) + (f", ... ({len(names)} in all)" if len(names) > _MOST else "")
 
 
 def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry, check_fields
+from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry, check_fields, encode_with_rows
+from ruprompt_fast.engine.texts import check_fields_text, check_ids
 from ruprompt_fast.errors import (
     BatchMismatchError,
     EmptyBatchError,
     EmptyInputError,
     FieldTypeError,
-    SettingError,
-    UnknownArgumentError,
+    UnknownPromptError,
+    shown,
 )
 from ruprompt_fast.prompts import PromptFormat
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-# Settings that need another call of transformers' generate, code from the hub, or a place in GenerationOutput.
-_UNSUPPORTED = (
-    "assistant_early_exit",
-    "constraints",
-    "diversity_penalty",
-    "dola_layers",
-    "force_words_ids",
-    "num_beam_groups",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "penalty_alpha",
-    "token_healing",
-)
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEXT = PromptFormat("{text}", compiled_template="{text}")
 """How a request without a prompt is read: markers in it are text like any other."""
@@ -68,21 +52,24 @@ class Request:
         return Request([*self.input_ids, *token_ids], self.prompt, self.prefix_len) if token_ids else self
 
 
-def as_batch(inputs: Input | Sequence[Input]) -> list[Input]:
+def as_batch(inputs: Any) -> list[Input]:
     """A list of inputs, from one or from many.
 
     Raises:
         EmptyBatchError: there are none.
         FieldTypeError: an input is neither a string nor a dict of fields.
     """
-    if not isinstance(inputs, (str, Mapping, Iterable)):
+    if isinstance(inputs, (str, Mapping)):
+        return [inputs]
+    if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable):
         raise FieldTypeError(f"inputs must be strings or dicts of fields; found {type(inputs).__name__}.")
-    batch = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
-    if not batch:
-        raise EmptyBatchError("the batch is empty; give at least one input.")
-    for index, item in enumerate(batch):
+    batch: list[Input] = []
+    for index, item in enumerate(inputs):  # looked at one by one: a generator may have no end
         if not isinstance(item, (str, Mapping)):
             raise FieldTypeError(f"input {index} must be a string or a dict of fields; found {type(item).__name__}.")
+        batch.append(item)
+    if not batch:
+        raise EmptyBatchError("the batch is empty; give at least one input.")
     return batch
 
 
@@ -107,35 +94,53 @@ def encode_requests(
     registry: PromptRegistry,
     tokenizer: PreTrainedTokenizerBase,
     first_row_id: int,
+    table_size: int | None = None,
+    most_chars: int | None = None,
 ) -> list[Request]:
     """Encode every input with its prompt's format.
 
+    Args:
+        inputs: strings or dicts of fields.
+        prompts: the name of each one's prompt, or None.
+        registry: the prompts.
+        tokenizer: the model's.
+        first_row_id: the id of a prompt's first row.
+        table_size: rows of the model's table of tokens; None takes all ids below the rows'.
+        most_chars: characters that an input may have; None sets no limit.
+
     Raises:
         UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError: the request is wrong; see their texts.
+        ContextLengthError: an input has too many characters for any tokenizer to make it fit.
+        TokenIdError: an input holds a token that the model has no row for.
         EmptyInputError: nothing is left to read: no text, no prompt and no beginning-of-text token.
     """
+    table_size = first_row_id - 1 if table_size is None else table_size
     batch = [{"text": item} if isinstance(item, str) else dict(item) for item in inputs]
+    for name in prompts:
+        if name is not None and not isinstance(name, str):
+            raise UnknownPromptError(f"a prompt's name must be a string or None; found {shown(name)}.")
     # Each name is looked up once: a prompt may be replaced meanwhile.
     loaded = {name: None if name is None else registry.loaded(name) for name in dict.fromkeys(prompts)}
     groups: dict[str | None, list[int]] = {}
     for index, (fields, name) in enumerate(zip(batch, prompts, strict=True)):
         entry = loaded[name]
         check_fields(fields, PLAIN_TEXT.fields if entry is None else entry.format.fields, name)
+        check_fields_text(fields, index, most_chars)
         groups.setdefault(name, []).append(index)
     encoded: list[Request] = [Request([], None)] * len(batch)
     for name, indices in groups.items():
         entry = loaded[name]
-        group = [batch[index] for index in indices]
+        group, places = [batch[index] for index in indices], [f"input {index}" for index in indices]
         if entry is None:
-            items = [(item.input_ids, 0) for item in PLAIN_TEXT.encode_batch(group, tokenizer, first_row_id)]
+            items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places)
         else:
-            items = entry.encode(group, tokenizer, first_row_id)
+            items = entry.encode(group, tokenizer, first_row_id, table_size, places)
         for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
             encoded[index] = Request(input_ids, entry, prefix_len)
-    return [_not_empty(request, index, tokenizer) for index, request in enumerate(encoded)]
+    return [_not_empty(request, index, tokenizer, table_size) for index, request in enumerate(encoded)]
 
 
-def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase) -> Request:
+def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase, table_size: int) -> Request:
     """The request, started with a beginning-of-text token where nothing else can give logits.
 
     A row of the embedding can; a deep prompt is only looked at.
@@ -148,37 +153,5 @@ def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase)
             f"input {index} is empty and has no prompt{' but a deep one' if is_deep else ''}; give it text or a prompt"
             f"{' of embedding rows' if is_deep else ''}, or use a tokenizer with a beginning-of-text token."
         )
+    check_ids([tokenizer.bos_token_id], table_size, tokenizer, f"the beginning of input {index}, which is empty,")
     return request.followed_by([tokenizer.bos_token_id])
-
-
-def merged_config(
-    config: GenerationConfig | None, defaults: GenerationConfig, arguments: Mapping[str, Any]
-) -> GenerationConfig:
-    """The settings of a request: the call's keywords over its config over the model's defaults.
-
-    Raises:
-        UnknownArgumentError: a keyword is not a field of ``GenerationConfig``.
-        SettingError: ``config`` is something else, or asks for what the padded path cannot do.
-    """
-    from transformers import GenerationConfig
-
-    if config is not None and not isinstance(config, GenerationConfig):
-        raise SettingError(f"generation_config must be transformers' GenerationConfig; found {type(config).__name__}.")
-    merged = copy.deepcopy(config) if config is not None else GenerationConfig()
-    merged.return_dict_in_generate = True
-    known = {name for name in vars(merged) if not name.startswith("_")}
-    for name in arguments:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ". Use the names of transformers' GenerationConfig."
-            raise UnknownArgumentError(f"unknown generation argument {name!r}{hint}")
-    try:
-        merged.update(**arguments)
-    except ValueError as error:
-        raise SettingError(f"a generation setting cannot work: {error}") from error
-    merged.update(**defaults.to_dict(), defaults_only=True)
-    for name in _UNSUPPORTED:
-        value = getattr(merged, name, None)
-        if value and not (name == "num_beam_groups" and value == 1):
-            raise SettingError(f"the generation setting {name}={value!r} is not supported; leave it out.")
-    return merged

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.context import new_tokens
-from ruprompt_fast.engine.requests import merged_config
+from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble

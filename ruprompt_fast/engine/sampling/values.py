@@ -275,9 +275,9 @@ def opaque(name: str, value: Any, limits: Limits) -> Any:
         return found
     if isinstance(found, float) and math.isfinite(found):
         return found
-    if isinstance(found, (list, tuple)) and len(found) <= MOST_STOP_CHARS:
-        if not any(isinstance(entry, (list, tuple)) for entry in found):
-            return [opaque(name, entry, limits) for entry in found]
+    is_list = isinstance(found, (list, tuple)) and len(found) <= MOST_STOP_CHARS
+    if is_list and not any(isinstance(entry, (list, tuple)) for entry in found):
+        return [opaque(name, entry, limits) for entry in found]
     raise SettingError(
         f"{name} must be a truth value, a finite number, a short string, or a list of these; found {shown(value)}."
     )
