@@ -6,17 +6,27 @@ well below a second and a few dozen megabytes.
 
 from __future__ import annotations
 
-MAX_ROWS = 100_000
-"""Rows of one template. The longest contexts of today are of this order, and a prompt has some tens of rows."""
+MAX_ROWS = 20_000
+"""Rows of one template. A prompt has some tens of rows, and beyond a few hundred more rows have not helped."""
 
 MAX_FIELDS = 10_000
 """Fields of one template, each place counted. Templates written by people have fewer than ten."""
 
+MAX_BRACES = 20_000
+"""Opening braces of a template, those of fields and those that are text; each makes a part of its own."""
+
+MAX_KEY_CHARS = 1_000
+"""Characters of the key in a marker, which is a name that people type."""
+
 MAX_TEMPLATE_CHARS = 2 * 2**20
-"""Characters of a template, in either notation: 100,000 rows whose markers have a key of ten letters."""
+"""Characters of a template, in either notation: room for markers with a key of ninety letters on all rows."""
 
 MAX_JSON_BYTES = 2 * 2**20
 """Bytes of ``prompt.json``, ``ensemble.json`` and ``adapter_config.json``; parsed, a byte may take 40 in memory."""
+
+MAX_JSON_BRACKETS = 100_000
+"""Opening brackets and braces of such a file, those in texts too: twice a template's braces, and one for every row
+whose marker has a key."""
 
 MAX_JSON_DEPTH = 32
 """Levels of lists and objects in such a file; ours have three, PEFT's four. Deeper values could not be saved again."""

@@ -17,7 +17,7 @@ from string import Formatter
 
 from ruprompt_fast.errors import TemplateError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, RowsFromText, TemplatePart, Text, join_neighbours
-from ruprompt_fast.prompts.limits import MAX_FIELDS, MAX_ROWS, MAX_TEMPLATE_CHARS
+from ruprompt_fast.prompts.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
 from ruprompt_fast.prompts.reading.json_object import is_text
 
 PROMPT_TOKEN = "<|P|>"
@@ -30,7 +30,7 @@ PROMPT_TOKEN_SHORT = "<P>"
 """One soft row in a template."""
 
 # A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
-_KEY = r"(?:(?!<\|\[|P\|>).)*?"
+_KEY = rf"(?:(?!<\|\[|P\|>).){{0,{MAX_KEY_CHARS}}}?"
 MARKER_PATTERN = re.compile(rf"<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
 _TEMPLATE_PATTERN = re.compile(rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
 
@@ -73,6 +73,8 @@ def check_template(template: str) -> None:
         raise TemplateError(f"a template must be a string; found {type(template).__name__}.")
     if len(template) > MAX_TEMPLATE_CHARS:
         raise TemplateError(f"a template has at most {MAX_TEMPLATE_CHARS} characters; found {len(template)}.")
+    if template.count("{") > MAX_BRACES:
+        raise TemplateError(f"a template has at most {MAX_BRACES} braces; found {template.count('{')}.")
     if not is_text(template):
         raise TemplateError(f"a template must be text; {shown(template)} holds half a character, a lone surrogate.")
 
@@ -164,7 +166,10 @@ def marker_for_key(key: str | None) -> str:
     marker = PROMPT_TOKEN_FOR_KEY.replace("{key}", key) if isinstance(key, str) else ""
     match = MARKER_PATTERN.fullmatch(marker)
     if match is None or match["key"] != key:
-        raise TemplateError(f"a prompt's key must be a string without '<|[' and 'P|>'; found {shown(key)}.")
+        raise TemplateError(
+            f"a prompt's key must be a string without '<|[' and 'P|>', of at most {MAX_KEY_CHARS} characters; found "
+            f"{shown(key)}."
+        )
     return marker
 
 

@@ -78,7 +78,7 @@ class TestTemplates:
             ("<P*1.5>", "number of rows"),
             ("<P*²>", "number of rows"),
             ("<P*99999999>", "number of rows"),
-            ("<P*99999><P*2>", "at most 100000 rows"),
+            ("<P*19999><P*2>", "at most 20000 rows"),
             ("<P></P>", "nothing between"),
             ("<P>{text}</P>", "a field between"),
             ("<P>a {text} b</P>", "a field between"),

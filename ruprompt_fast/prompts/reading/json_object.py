@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ruprompt_fast.errors import PromptFileError, shown
-from ruprompt_fast.prompts.limits import MAX_INTEGER_DIGITS, MAX_JSON_BYTES, MAX_JSON_DEPTH
+from ruprompt_fast.prompts.limits import MAX_INTEGER_DIGITS, MAX_JSON_BRACKETS, MAX_JSON_BYTES, MAX_JSON_DEPTH
 from ruprompt_fast.prompts.reading.regular_file import open_regular
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -39,6 +39,9 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
             twice, nesting beyond ``MAX_JSON_DEPTH``, a number that is infinite or beyond 64 bits, half a character.
     """
     try:
+        num_brackets = data.count(b"[") + data.count(b"{")
+        if num_brackets > MAX_JSON_BRACKETS:
+            raise ValueError(f"it has {num_brackets} brackets, where {MAX_JSON_BRACKETS} are read")
         content = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_object,
