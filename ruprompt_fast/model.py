@@ -14,7 +14,7 @@ import torch
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
 from ruprompt_fast.engine.build import EngineOptions
-from ruprompt_fast.engine.classify import classify
+from ruprompt_fast.engine.classify import classify, encode_labels
 from ruprompt_fast.engine.context import limits_of
 from ruprompt_fast.engine.dispatch import Dispatcher
 from ruprompt_fast.engine.loading import (
@@ -317,7 +317,9 @@ class FastPromptModel:
             LabelError: the labels are too few or cannot be told apart; and what :meth:`generate` raises.
         """
         requests = self._encode(inputs, prompt)
-        return classify(requests, labels, self._dispatcher, self.tokenizer, self.model.config)
+        known = min(self._embedding.num_embeddings, self.model.config.get_text_config().vocab_size)
+        label_ids = encode_labels(labels, self.tokenizer, known)
+        return classify(requests, labels, label_ids, self._dispatcher, self.model.config)
 
     def count_tokens(
         self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Processor: TypeAlias = Callable[[Scores, History], None]
 
 _LARGEST_EXPONENT = 64.0  # e**64 times any score of a model is still a float32
+_LARGEST = np.finfo(np.float32).max
 
 
 def build_processors(params: SamplingParams) -> tuple[Processor, ...]:
@@ -84,29 +85,44 @@ class Sequences:
 
     def __init__(self, biases: Sequence[tuple[tuple[int, ...], float]]) -> None:
         self._always = {sequence[0]: bias for sequence, bias in biases if len(sequence) == 1}
-        self._behind = [(sequence[:-1], sequence[-1], bias) for sequence, bias in biases if len(sequence) > 1]
-        self._longest = max((len(prefix) for prefix, _, _ in self._behind), default=0)
+        self._always_arrays = _arrays(self._always)
+        self._behind: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        for sequence, bias in biases:
+            if len(sequence) > 1:
+                self._behind.setdefault(sequence[:-1], []).append((sequence[-1], bias))
+        self._lengths = sorted({len(prefix) for prefix in self._behind})
 
-    def sums(self, history: History) -> dict[int, float]:
-        """The total bias of every token that has one now."""
+    def sums(self, history: History) -> tuple[TokenIds, Scores]:
+        """The tokens that have a bias now, each once, and the total of each one's."""
+        if not self._lengths:
+            return self._always_arrays
+        tail = history.tail(self._lengths[-1])
+        found = [self._behind.get(tail[-length:], []) for length in self._lengths if length <= len(tail)]
+        if not any(found):
+            return self._always_arrays
         totals = self._always.copy()
-        if self._behind:
-            tail = history.tail(self._longest)
-            for prefix, token, bias in self._behind:
-                if tail[-len(prefix) :] == prefix:
-                    totals[token] = totals.get(token, 0.0) + bias
-        return totals
+        for biases in found:
+            for token, bias in biases:
+                totals[token] = totals.get(token, 0.0) + bias
+        return _arrays(totals)
+
+
+def _arrays(totals: dict[int, float]) -> tuple[TokenIds, Scores]:
+    biases = np.fromiter(totals.values(), dtype=np.float64, count=len(totals))
+    with np.errstate(over="ignore"):  # below the smallest float32 is minus infinity
+        return np.fromiter(totals, dtype=np.int64, count=len(totals)), biases.astype(np.float32)
 
 
 def bias_sequences(scores: Scores, history: History, sequences: Sequences) -> None:
     """Add a bias to the last token of each sequence that it would complete."""
-    totals = sequences.sums(history)
-    scores[list(totals)] += np.fromiter(totals.values(), dtype=np.float32, count=len(totals))
+    token_ids, biases = sequences.sums(history)
+    scores[token_ids] += biases
 
 
 def ban_sequences(scores: Scores, history: History, sequences: Sequences) -> None:
     """Ban the last token of each sequence that it would complete."""
-    scores[list(sequences.sums(history))] = -np.inf
+    token_ids, _ = sequences.sums(history)
+    scores[token_ids] = -np.inf
 
 
 def penalize_repetition(scores: Scores, history: History, penalty: np.float32) -> None:
@@ -179,6 +195,7 @@ def raise_ends(scores: Scores, history: History, token_ids: TokenIds, start: int
     if excess > 0:
         ends = within(token_ids, scores)
         ends = ends[np.isfinite(scores[ends])]
-        enough = _LARGEST_EXPONENT / max(math.log(factor), 1e-9)
-        with np.errstate(over="ignore"):  # remove_invalid_values leaves the largest finite numbers
-            scores[ends] += np.abs(scores[ends]) * np.float32(factor ** min(excess, int(enough)) - 1)
+        growth = factor**excess if excess * math.log(factor) <= _LARGEST_EXPONENT else math.exp(_LARGEST_EXPONENT)
+        with np.errstate(over="ignore"):  # a bias may be large, and remove_invalid_values leaves the largest numbers
+            raised = scores[ends] + np.abs(scores[ends]) * np.float32(growth - 1)
+        scores[ends] = np.minimum(raised, _LARGEST)

@@ -16,6 +16,7 @@ from ruprompt_fast.engine.sampling.noise import noise_key, sample_index
 from ruprompt_fast.engine.sampling.params import SamplingParams
 from ruprompt_fast.errors import NonFiniteLogitsError
 
+_COLD = 1e-3  # a score divided by less may leave float32
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80
 
 
@@ -145,8 +146,9 @@ def largest(logits: Tensor) -> int | None:
 
 def _scale(scores: Scores, params: SamplingParams) -> None:
     """Divide by the temperature, in place."""
-    with np.errstate(over="ignore"):
-        if params.remove_invalid_values:  # a row of the smallest finite numbers must not become minus infinity
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A row of the smallest finite numbers must not become minus infinity, nor the largest score infinity.
+        if params.remove_invalid_values or (params.temperature < _COLD and np.isfinite(scores.max())):
             scores -= scores.max()
         scores /= np.float32(params.temperature)
 
