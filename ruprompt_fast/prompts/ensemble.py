@@ -23,7 +23,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts.ensemble_files import member_folders, write_members
 from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.loading import local_path
+from ruprompt_fast.prompts.paths import local_path
 from ruprompt_fast.prompts.prompt import Prompt
 
 if TYPE_CHECKING:

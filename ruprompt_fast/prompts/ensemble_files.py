@@ -14,10 +14,10 @@ from pathlib import Path
 from ruprompt_fast.errors import FileWriteError, PromptFileError, PromptFolderError, shown
 from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME, PROMPT_SAFETENSORS_FILE_NAME
 from ruprompt_fast.prompts.limits import MAX_ENSEMBLE_BYTES, MAX_MEMBERS
-from ruprompt_fast.prompts.loading import local_path
+from ruprompt_fast.prompts.paths import checked_path, local_path
 from ruprompt_fast.prompts.prompt import Prompt
 from ruprompt_fast.prompts.reading.json_object import read_json
-from ruprompt_fast.prompts.tensor_files import checked_path, make_folder, named_errors, write_text
+from ruprompt_fast.prompts.tensor_files import make_folder, named_errors, write_text
 
 ENSEMBLE_FILE_NAME = "ensemble.json"
 """The index of an ensemble's folder; it names the members' folders."""

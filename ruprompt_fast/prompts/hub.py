@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ruprompt_fast.errors import HubError
+from ruprompt_fast.errors import HubError, shown
 from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME, PROMPT_SAFETENSORS_FILE_NAME
+from ruprompt_fast.prompts.paths import local_path
 from ruprompt_fast.prompts.peft import PEFT_CONFIG_NAME, PEFT_SAFETENSORS_NAME, PEFT_TORCH_NAME
 
 # What describes a prompt, and the files that may hold its rows, the preferred one first.
@@ -67,7 +68,8 @@ def download_prompt(
     Raises:
         HubError: the repository, revision or files are not there, not allowed, or out of reach.
     """
-    cache = None if cache_dir is None else Path(cache_dir)
+    _check_texts(repo_id=repo_id, revision=revision, endpoint=endpoint)
+    cache = None if cache_dir is None else local_path(cache_dir)
     source = _Source(repo_id, subfolder, token, cache, local_files_only, force_download, endpoint)
     try:
         description = source.first(sorted(_FILES, key=lambda name: source.is_known_missing(name, revision)), revision)
@@ -116,6 +118,7 @@ def upload_prompt(
     Raises:
         HubError: the upload failed; the message says what to do.
     """
+    _check_texts(repo_id=repo_id, revision=revision, endpoint=endpoint, commit_message=commit_message)
     api = HfApi(endpoint=endpoint, token=token, library_name="ruprompt-fast")
     try:
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -203,13 +206,24 @@ class _Source:
         return f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
 
 
+def _check_texts(repo_id: object, **optional: object) -> None:
+    """Check arguments that name something.
+
+    Raises:
+        HubError: one is no string.
+    """
+    for name, value in {"repo_id": repo_id, **optional}.items():
+        if not isinstance(value, str) and (name == "repo_id" or value is not None):
+            raise HubError(f"expected {name} to be a string; found {shown(value)}.")
+
+
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     if isinstance(error, GatedRepoError):
         advice = f"access is granted on request: ask for it on the page of {repo_id}, then give your token."
     elif isinstance(error, RepositoryNotFoundError):
         advice = "no such repository, or a private one: check the name, run 'hf auth login', or give a token."
     elif isinstance(error, RevisionNotFoundError):
-        advice = f"no revision {revision!r}: give a branch, tag or commit of the repository."
+        advice = f"no revision {shown(revision)}: give a branch, tag or commit of the repository."
     elif isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         advice = "not in the cache, and the hub was not asked or not reached: check the network and HF_HUB_OFFLINE."
     elif isinstance(error, HFValidationError):
@@ -218,4 +232,4 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         advice = "the hub refused: run 'hf auth login', or give a token with the needed permissions."
     else:
         advice = "the hub could not be used: check the network and try again."
-    return f"{repo_id}: {advice} ({type(error).__name__}: {str(error).strip()})"
+    return f"{shown(repo_id)[1:-1]}: {advice} ({type(error).__name__}: {shown(str(error).strip(), 1_000)[1:-1]})"

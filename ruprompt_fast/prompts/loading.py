@@ -7,11 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ruprompt_fast.errors import PromptFileError, shown
+from ruprompt_fast.errors import PromptFileError, SettingError, shown
 from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, StoredPrompt, read_prompt
 from ruprompt_fast.prompts.limits import MAX_NAMES_SHOWN
+from ruprompt_fast.prompts.paths import local_path
 from ruprompt_fast.prompts.peft import PEFT_CONFIG_NAME, read_peft
-from ruprompt_fast.prompts.reading.regular_file import path_problem, reason
+from ruprompt_fast.prompts.reading.regular_file import reason
 
 
 def load_prompt(
@@ -30,7 +31,10 @@ def load_prompt(
         UnsafeFileError: the rows are not plain dense numbers.
         NonFiniteRowsError: they contain NaN or infinity.
         HubError: the repository could not be read.
+        SettingError: ``task_id`` is no number.
     """
+    if task_id is not None and type(task_id) is not int:
+        raise SettingError(f"expected task_id to be a whole number or None; found {shown(task_id)}.")
     path = local_path(name_or_path)
     if subfolder is not None and not isinstance(subfolder, str):
         raise PromptFileError(f"expected subfolder to be a string; found {shown(subfolder)}.")
@@ -43,28 +47,16 @@ def load_prompt(
 
         folder = download_prompt(str(name_or_path), subfolder=subfolder, **hub_arguments)
     if os.path.lexists(folder / PROMPT_FILE_NAME):
+        if task_id not in (None, 0):
+            raise PromptFileError(
+                f"{folder}: expected a multitask adapter of PEFT for task {task_id}; found {PROMPT_FILE_NAME}."
+            )
         return read_prompt(folder)
     if os.path.lexists(folder / PEFT_CONFIG_NAME):
         return read_peft(folder, task_id)
     raise PromptFileError(
         f"{folder}: expected {PROMPT_FILE_NAME}, or {PEFT_CONFIG_NAME} of a PEFT adapter; found {_names_in(folder)}."
     )
-
-
-def local_path(name_or_path: object) -> Path:
-    """A path that a caller gave, with the home folder in place of ``~``.
-
-    Raises:
-        PromptFileError: it is no path.
-    """
-    if not isinstance(name_or_path, str | os.PathLike) or not isinstance(os.fspath(name_or_path), str):
-        raise PromptFileError(
-            f"expected a folder, or owner/name of a repository; found {shown(name_or_path)} of type "
-            f"{type(name_or_path).__name__}."
-        )
-    if problem := path_problem(os.fspath(name_or_path)):
-        raise PromptFileError(f"{shown(os.fspath(name_or_path))}: {problem}.")
-    return Path(os.path.expanduser(name_or_path))
 
 
 def _what_is_there(path: Path) -> str:

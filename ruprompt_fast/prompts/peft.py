@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ruprompt_fast.errors import PromptFileError, SettingError, shown
+from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.config import PromptConfig, is_size
 from ruprompt_fast.prompts.files import StoredPrompt
 from ruprompt_fast.prompts.format import PromptFormat
@@ -48,10 +48,7 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
         PromptFileError: a file is missing or malformed, or the adapter is of another kind.
         UnsafeFileError: the rows are not plain dense numbers.
         NonFiniteRowsError: they contain NaN or infinity.
-        SettingError: ``task_id`` is no number.
     """
-    if task_id is not None and type(task_id) is not int:
-        raise SettingError(f"expected task_id to be a whole number or None; found {shown(task_id)}.")
     path = folder / PEFT_CONFIG_NAME
     config = read_json(path)
     kind = _kind(config, path)

@@ -14,7 +14,7 @@ from ruprompt_fast.errors import NotInitializedError, PromptFolderError, Unknown
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.files import StoredPrompt, write_prompt
 from ruprompt_fast.prompts.loading import load_prompt
-from ruprompt_fast.prompts.tensor_files import checked_path
+from ruprompt_fast.prompts.paths import checked_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -152,6 +152,7 @@ class StoredPromptMixin(abc.ABC):
             UnsafeFileError: the rows are not plain dense numbers.
             NonFiniteRowsError: they contain NaN or infinity.
             HubError: the repository could not be read.
+            SettingError: ``task_id`` is no number.
         """
         stored = load_prompt(
             pretrained_prompt_name_or_path,

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ruprompt_fast.errors import FileWriteError, shown
-from ruprompt_fast.prompts.reading.regular_file import open_regular, path_problem
+from ruprompt_fast.prompts.paths import checked_path
+from ruprompt_fast.prompts.reading.regular_file import open_regular
 from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
 
 ROWS_KEY = "prompt_embeddings"
@@ -73,10 +74,9 @@ def text_writer(text: str) -> Write:
 def write_atomically(path: str | os.PathLike[str], write: Write) -> None:
     """Let ``write`` fill a file beside ``path``, then move it there, so that no reader ever sees a part of it.
 
-    A link at ``path`` is replaced, and what it points to stays as it is.
-
     Raises:
-        FileWriteError: the path is a folder or a device, or the file cannot be written. What was there is there still.
+        FileWriteError: the path is a folder, a link or a device, or the file cannot be written. What was there is there
+            still.
     """
     write_together({Path(checked_path(path)): write})
 
@@ -110,20 +110,6 @@ def write_together(files: Mapping[Path, Write]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def checked_path(path: object) -> str:
-    """A path that a caller gave, as a string.
-
-    Raises:
-        FileWriteError: it is something else.
-    """
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise FileWriteError(f"expected a path; found {shown(path)} of type {type(path).__name__}.")
-    if problem := path_problem(text):
-        raise FileWriteError(f"{shown(text)}: {problem}.")
-    return text
-
-
 def make_folder(path: Path) -> None:
     """Create a folder and those that it lies in, as far as they do not exist.
 
@@ -135,15 +121,15 @@ def make_folder(path: Path) -> None:
 
 
 def _check_target(path: Path) -> None:
-    """Refuse to put a file in the place of something that is none: a device would be lost, as a folder would be."""
+    """Refuse to put a file in the place of something that is none: the device or the link would be lost."""
     if not path.name:
         raise FileWriteError(f"expected a path of a file; found {shown(str(path))}.")
     try:
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "a device or a pipe"
         raise FileWriteError(f"{path}: expected a file to write; found {kind}. Choose another name.")
 
 

@@ -7,9 +7,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-import yaml
-
 from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
+from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.data import nearest, scalar_text
 
 Config = TypeVar("Config")
@@ -85,12 +84,7 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
 
 
 def _check_file(path: Path, kind: type) -> None:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a YAML file; {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML; found something else: {_one_line(error)}.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values; found {type(content).__name__}.")
     for key in _keys(content, kind):

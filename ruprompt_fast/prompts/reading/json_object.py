@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         PromptFileError: the file is missing or too large, is not JSON, or holds something else.
     """
-    with open_regular(path, MAX_JSON_BYTES) as file:
+    with open_regular(path, MAX_JSON_BYTES, "a JSON file") as file:
         data = file.read(0, file.size)
     return parse_object(data, path)
 

@@ -73,12 +73,13 @@ class RegularFile:
 
 
 @contextmanager
-def open_regular(path: Path, max_bytes: int | None) -> Iterator[RegularFile]:
+def open_regular(path: Path, max_bytes: int | None, what: str = "a file") -> Iterator[RegularFile]:
     """Open a file for reading; it is closed behind the block.
 
     Args:
         path: the file; links are followed.
         max_bytes: how large it may be; None for files of one's own.
+        what: what it should be, for messages.
 
     Raises:
         PromptFileError: there is no such file, it may not be read, is too large, or is a folder, pipe or device.
@@ -88,27 +89,15 @@ def open_regular(path: Path, max_bytes: int | None) -> Iterator[RegularFile]:
         _check_regular(path, os.stat(path).st_mode)
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
-        raise PromptFileError(f"{path}: expected a file; {reason(error)}.") from error
+        raise PromptFileError(f"{path}: expected {what}; {reason(error)}.") from error
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
         _check_regular(path, status.st_mode)
         if max_bytes is not None and status.st_size > max_bytes:
             raise PromptFileError(
-                f"{path}: expected a file of a prompt, at most {max_bytes} bytes; found {status.st_size}. It was not "
-                "read."
+                f"{path}: expected a file of at most {max_bytes} bytes; found {status.st_size}. It was not read."
             )
         yield RegularFile(path, file, status.st_size)
-
-
-def path_problem(path: str) -> str | None:
-    """What keeps a string from being a path on any file system; None if nothing does."""
-    if "\0" in path:
-        return "a path cannot hold a null byte"
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return "a path cannot hold half a character, a lone surrogate"
-    return None
 
 
 def reason(error: OSError | ValueError) -> str:
