@@ -110,6 +110,8 @@ def sampling_params(
     if params.exponential_decay_length_penalty is not None and not ends:
         raise SettingError("exponential_decay_length_penalty needs an eos_token_id to raise; there is none.")
     _check_forced(params)
+    if vocab_size is not None:
+        _check_some_left(params, vocab_size)
     return params
 
 
@@ -200,6 +202,18 @@ def _length_penalty(penalty: float, num_beams: int, max_new_tokens: int) -> floa
 def _bad_words(sequences: list[list[int]], eos_token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """The banned sequences; an end of text alone is none of them, as in transformers."""
     return tuple(tuple(words) for words in sequences if not (len(words) == 1 and words[0] in eos_token_ids))
+
+
+def _check_some_left(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse settings that leave nothing to choose, or no beam to continue."""
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if sum(token < vocab_size for token in getattr(params, name)) == vocab_size:
+            raise SettingError(f"{name} holds all {vocab_size} tokens; take out those that may be generated.")
+    if params.num_beams > 1 and len(params.eos_token_ids) >= vocab_size:
+        raise SettingError(
+            f"eos_token_id holds {len(params.eos_token_ids)} tokens; beam search needs fewer than the vocabulary has, "
+            f"{vocab_size}."
+        )
 
 
 def _check_forced(params: SamplingParams) -> None:

@@ -157,7 +157,8 @@ def tokens(*, most: Bound = lambda limits: limits.vocab_size, scored: bool = Fal
         entries = [found] if is_int(found) else found
         expected = "a token id or a list of them"
         largest = most if isinstance(most, int) else most(limits)
-        return [_token_id(name, entry, limits, scored) for entry in listed(name, entries, largest, expected)]
+        found = [_token_id(name, entry, limits, scored) for entry in listed(name, entries, largest, expected)]
+        return list(dict.fromkeys(found))
 
     return read
 
@@ -261,7 +262,7 @@ def unsupported(*neutral: Any) -> Reader:
         is_plain = isinstance(found, (bool, int, float, str, list, tuple, dict))
         if not is_plain or (found and found not in neutral):
             raise SettingError(f"the generation setting {name}={shown(value)} is not supported; leave it out.")
-        return found
+        return found if isinstance(found, (int, float)) else None
 
     return read
 
