@@ -9,6 +9,7 @@ from rich.console import Console
 from ruprompt_fast.cli.options import as_pairs
 from ruprompt_fast.runs.generate import GenerateConfig, generate
 from ruprompt_fast.runs.parsing import parse_config
+from ruprompt_fast.training.writing import is_stream
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -17,6 +18,7 @@ def run(arguments: Sequence[str]) -> None:
     outcome = generate(config)
     before = f", {outcome.num_before} of them were there before" if outcome.num_before else ""
     left_out = f"; {len(outcome.bad)} were left out" if outcome.bad else ""
-    Console(highlight=False, soft_wrap=True).print(
+    # Results that go to standard output stand there alone.
+    Console(highlight=False, soft_wrap=True, stderr=is_stream(outcome.output)).print(
         f"{outcome.output}: {outcome.num_rows} rows{before}{left_out}; {outcome.seconds:.1f} seconds"
     )

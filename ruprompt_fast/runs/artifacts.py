@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import yaml
 from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError
 from ruprompt_fast.prompts.tensor_files import write_atomically, write_text
 from ruprompt_fast.runs.config import config_yaml
+from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -31,6 +33,34 @@ METRICS_FILE = "metrics.json"
 
 # What may change between an interrupted run and its continuation.
 _NOT_OF_THE_RUN = ("resume", "output")
+
+
+@contextmanager
+def claimed_output(folder: Path, config: Any) -> Iterator[None]:
+    """Own a run's folder, which holds nothing but this run.
+
+    The folder is made if it is not there, and removed again if the block fails before the run has begun in it.
+
+    Raises:
+        OutputInUseError: another run owns it.
+        OutputExistsError, CheckpointError, ConfigError: see :func:`check_output`; a folder that is refused is left as
+            it is.
+        FileWriteError: it cannot be made.
+    """
+    if not is_claimed(folder):
+        check_output(folder, config)
+    with owning_folder(folder):
+        check_output(folder, config)
+        try:
+            yield
+        finally:
+            if not is_run(folder):
+                _remove_if_empty(folder / CHECKPOINTS)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a run owns the folder, or did when it was killed."""
+    return (folder / LOCK_FILE).exists()
 
 
 def check_output(folder: Path, config: Any) -> None:
@@ -46,7 +76,7 @@ def check_output(folder: Path, config: Any) -> None:
         ConfigError: it cannot be made.
     """
     check_can_make(folder)
-    if not folder.exists() or (config.resume and _is_blank(folder)):
+    if not folder.exists() or (config.resume and _is_blank(folder)) or has_only(folder, LOCK_FILE):
         return
     if not config.resume:
         state = (
@@ -162,10 +192,24 @@ def check_can_draw() -> None:
         ) from error
 
 
+def has_only(folder: Path, *names: str) -> bool:
+    """Whether the folder holds some of these files, or unfinished ones that were to become them, and nothing else."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    found = [path.name for path in folder.iterdir()]
+    starts = tuple(f".{name}." for name in names)
+    return bool(found) and all(name in names or name.startswith(starts) for name in found)
+
+
 def _is_blank(folder: Path) -> bool:
     """Whether a run that was cut off in its first moments left nothing here but folders and an unfinished file."""
-    leftovers = [path for path in folder.rglob("*") if not path.is_dir()]
-    return folder.is_dir() and all(path.name.startswith(f".{CONFIG_FILE}.") for path in leftovers)
+    leftovers = [path.name for path in folder.rglob("*") if not path.is_dir()]
+    return folder.is_dir() and all(name == LOCK_FILE or name.startswith(f".{CONFIG_FILE}.") for name in leftovers)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ruprompt_fast.model import FastPromptModel
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.tensor_files import write_text
-from ruprompt_fast.runs.artifacts import check_can_make, write_metrics
+from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
 from ruprompt_fast.runs.config import ModelConfig
 from ruprompt_fast.runs.loading import load_frozen
 from ruprompt_fast.runs.metrics import accuracy, check_can_measure, text_metrics
@@ -27,6 +26,7 @@ from ruprompt_fast.training.attaching import attach_for_training, collect_prompt
 from ruprompt_fast.training.data import BadRow, OnBadRow, load_rows
 from ruprompt_fast.training.datasets import encode_rows
 from ruprompt_fast.training.evaluation import EvaluationTotals, evaluation_batches
+from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
 from ruprompt_fast.training.runners import make_runner
 from ruprompt_fast.training.task import Task
 
@@ -108,6 +108,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         OutputExistsError: the output folder exists.
+        OutputInUseError: another run writes there now.
+        FileWriteError: it cannot be written.
         TaskError: there is no training configuration to take the task from; or it is not the prompt's.
         ConfigError, UnknownArgumentError, SettingError, PromptFileError, TrainingDataError, MissingFieldError: see
             their texts; found before the model is loaded.
@@ -116,10 +118,31 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     started = time.monotonic()
     folder = None if config.output is None else Path(config.output).expanduser()
-    if folder is not None and folder.exists():
+    with nullcontext() if folder is None else _claimed(folder):
+        found = _evaluate(config)
+        if folder is not None:
+            _write(folder, found)
+    return replace(found, seconds=time.monotonic() - started)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Own a folder that is not there, or holds what an evaluation that was killed left."""
+    if not is_claimed(folder):
+        _check_output(folder)
+    with owning_folder(folder):
+        _check_output(folder)
+        yield
+
+
+def _check_output(folder: Path) -> None:
+    check_can_make(folder)
+    if folder.exists() and not has_only(folder, LOCK_FILE, PREDICTIONS_FILE):
         raise OutputExistsError(f"{folder}: expected no such folder; found one. Choose another output.")
-    if folder is not None:
-        check_can_make(folder)
+
+
+def _evaluate(config: EvaluateConfig) -> Evaluation:
+    """:func:`evaluate` without its folder."""
     check_settings(config.generation)
     prompt = load_answering(config.prompt)
     task = find_task(config.prompt, config.task, prompt)
@@ -141,9 +164,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     )
     model, tokenizer = load_frozen(config.model)
     found = evaluate_prompt(model, tokenizer, prompt, task, rows.rows, config)
-    if folder is not None:
-        _write(folder, found)
-    return Evaluation(found.metrics, found.predictions, rows.bad, time.monotonic() - started)
+    return replace(found, bad=rows.bad)
 
 
 def evaluate_prompt(
@@ -253,13 +274,11 @@ def _references(task: Task, row: Mapping[str, str], columns: Sequence[str]) -> l
 
 
 def _write(folder: Path, found: Evaluation) -> None:
-    """Write the folder, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
-    temporary.mkdir(parents=True)
+    """Write the results, the figures last: a folder that has them is complete; without them it has nothing."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in found.predictions)
     try:
-        lines = (json.dumps(row, ensure_ascii=False) for row in found.predictions)
-        write_text(temporary / PREDICTIONS_FILE, "".join(f"{line}\n" for line in lines))
-        write_metrics(temporary, found.metrics)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_text(folder / PREDICTIONS_FILE, "".join(f"{line}\n" for line in lines))
+        write_metrics(folder, found.metrics)
+    except BaseException:
+        (folder / PREDICTIONS_FILE).unlink(missing_ok=True)
+        raise

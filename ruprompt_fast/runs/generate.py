@@ -43,7 +43,8 @@ class GenerateConfig:
     Attributes:
         prompt: the folder of a prompt or of an ensemble, or the hub id of a prompt.
         input: a .jsonl, .csv or .tsv file, or a pipe of JSON lines.
-        output: the .jsonl file to write; one of an interrupted run is gone on with.
+        output: the .jsonl file to write; one of an interrupted run is gone on with. Or a pipe or device, such as
+            /dev/stdout, that is written to and cannot be gone on with.
         model: the frozen model.
         task: the YAML file of a training configuration, for its task; by default config.yaml in the prompt's folder.
         generation: settings of generation, the fields of transformers' GenerationConfig.
@@ -103,6 +104,8 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
 
     Raises:
         OutputExistsError: the output is there, and is not of an interrupted run.
+        OutputInUseError: another run writes to it now.
+        FileWriteError: it cannot be written; what was written before stays.
         CheckpointError: it is of an interrupted run with another prompt, model, input or other settings.
         TrainingDataError, MissingFieldError: the input cannot be read, or a row of it.
         ContextLengthError: a row is too long for the model; the message names its line.
@@ -120,22 +123,23 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
     description = _description(config, prompt, task, source)
     results = ResultFile(Path(config.output).expanduser(), description, config.batch_size)
     check_can_make(results.path)
-    results.check()
-    num_expected = source.check()
-    if (num_rows := results.num_complete()) is not None:
-        return GenerateOutcome(results.path, num_rows, num_rows, [], time.monotonic() - started)
-    answering, weights = _start(config, prompt, task)
-    results = replace(results, description={**description, "weights": weights})
-    with results.writing() as writer, progress_bar(num_expected, config.progress) as report:
-        num_before = writer.num_lines
-        usable = source.rows(lambda row: answering.check_fits(_inputs(columns, row), config.generation))
-        rows = islice(usable, num_before, None)
-        while batch := list(islice(rows, config.batch_size)):
-            writer.append(_answers(answering, batch, columns, config))
-            if report is not None:
-                report(writer.num_lines)
-        report_bad_rows(config.input, writer.num_lines, source.bad, "skip")
-        num_rows = writer.num_lines
+    with results.owned():
+        results.check()
+        num_expected = source.check()
+        if (num_rows := results.num_complete()) is not None:
+            return GenerateOutcome(results.path, num_rows, num_rows, [], time.monotonic() - started)
+        answering, weights = _start(config, prompt, task)
+        results = replace(results, description={**description, "weights": weights})
+        with results.writing() as writer, progress_bar(num_expected, config.progress) as report:
+            num_before = writer.num_lines
+            usable = source.rows(lambda row: answering.check_fits(_inputs(columns, row), config.generation))
+            rows = islice(usable, num_before, None)
+            while batch := list(islice(rows, config.batch_size)):
+                writer.append(_answers(answering, batch, columns, config))
+                if report is not None:
+                    report(writer.num_lines)
+            report_bad_rows(config.input, writer.num_lines, source.bad, "skip")
+            num_rows = writer.num_lines
     return GenerateOutcome(results.path, num_rows, num_before, source.bad, time.monotonic() - started)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import ContextLengthError, TrainingDataError
-from ruprompt_fast.runs.results import file_digest
 from ruprompt_fast.training.data import (
     BadRow,
     OnBadRow,
@@ -20,6 +19,7 @@ from ruprompt_fast.training.data import (
     records,
     report_bad_rows,
 )
+from ruprompt_fast.training.writing import file_digest
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv")
 

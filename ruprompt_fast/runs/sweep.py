@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
+import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,19 +17,30 @@ from typing import TYPE_CHECKING, cast
 from ruprompt_fast.cache.hashing import model_identity
 from ruprompt_fast.errors import CheckpointError, ConfigError, DivergenceError, OutputExistsError
 from ruprompt_fast.prompts.tensor_files import write_text
-from ruprompt_fast.runs.artifacts import CHECKPOINTS, CONFIG_FILE, check_can_draw, check_can_make, check_output
+from ruprompt_fast.runs.artifacts import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    check_can_draw,
+    check_can_make,
+    check_output,
+    has_only,
+    is_claimed,
+)
 from ruprompt_fast.runs.config import TrainConfig, config_yaml
 from ruprompt_fast.runs.loading import load_data, load_frozen, make_prompt, members_of
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of
-from ruprompt_fast.runs.sweep_grid import Cell, SweepConfig, plan_cells
+from ruprompt_fast.runs.sweep_grid import Cell, SkippedCell, SweepConfig, plan_cells
 from ruprompt_fast.runs.sweep_report import Quality, Report
 from ruprompt_fast.runs.sweep_store import CellResult, open_store
 from ruprompt_fast.runs.train import train_prompt, training_device
 from ruprompt_fast.training.data import Rows
 from ruprompt_fast.training.examples import ExampleEncoder
+from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.jsonl"
 CELLS = "cells"
@@ -65,19 +79,34 @@ def sweep(config: SweepConfig, on_result: Callable[[CellResult, int, int], None]
 
     Raises:
         ConfigError: see :func:`plan_cells`; also no rows to validate on.
-        OutputExistsError: the folder holds something else, or another sweep writes there now.
+        OutputExistsError: the folder holds something else.
+        OutputInUseError: another sweep writes there now.
         See :func:`~ruprompt_fast.runs.train.train`; all but what training itself raises before the first cell.
     """
     cells, skipped = plan_cells(config)
     folder = Path(config.output)
-    _check(config, cells, folder)
+    _check(config, cells)
+    if not is_claimed(folder):
+        _check_output(folder)
+    with owning_folder(folder):
+        _check_output(folder)
+        return _sweep(config, cells, skipped, on_result)
+
+
+def _sweep(
+    config: SweepConfig,
+    cells: Sequence[Cell],
+    skipped: Sequence[SkippedCell],
+    on_result: Callable[[CellResult, int, int], None] | None,
+) -> SweepOutcome:
+    """:func:`sweep` in a folder that is ours."""
+    folder = Path(config.output)
     train_rows, validation_rows = load_data(config.data, config.task)
     model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
     _check_first_values(cells, model, tokenizer)
     for rows in (train_rows, validation_rows):
         _check_longest(cells, model, tokenizer, rows)
     content = _content(model, train_rows, validation_rows)
-    folder.mkdir(parents=True, exist_ok=True)
     results, num_known = [], 0
     with open_store(folder / RESULTS_FILE) as store:
         write_text(folder / CONFIG_FILE, config_yaml(config))
@@ -128,16 +157,21 @@ def _content(model: PreTrainedModel, *sources: Rows | None) -> str:
     return digest.hexdigest()
 
 
-def _check(config: SweepConfig, cells: Sequence[Cell], folder: Path) -> None:
-    """What can be checked without model and data."""
-    if config.data.validation is None:
-        raise ConfigError("a sweep compares prompts on rows that they did not train on; give data.validation.")
-    if folder.exists() and not (folder / RESULTS_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that holds something else than a sweep."""
+    check_can_make(folder)
+    is_free = not folder.exists() or (folder.is_dir() and (not any(folder.iterdir()) or has_only(folder, LOCK_FILE)))
+    if not is_free and not (folder / RESULTS_FILE).is_file():
         raise OutputExistsError(
             f"{folder}: expected no such folder, or that of a sweep with {RESULTS_FILE}; found something else. "
             "Choose another output."
         )
-    check_can_make(folder)
+
+
+def _check(config: SweepConfig, cells: Sequence[Cell]) -> None:
+    """What can be checked without model and data."""
+    if config.data.validation is None:
+        raise ConfigError("a sweep compares prompts on rows that they did not train on; give data.validation.")
     check_can_train()
     check_can_draw()
     check_trackers(config.optimization.report_to)
@@ -203,7 +237,10 @@ def _train(
         return CellResult(digest, axes, template, "diverged", {}, seconds, str(error))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     metrics = {name: value for name, value in outcome.metrics.items() if name.endswith(("_loss", "_accuracy"))}
-    return CellResult(digest, axes, template, "finished", metrics, round(outcome.seconds, 3))
+    seconds = round(outcome.seconds, 3)
+    if not all(math.isfinite(value) for value in metrics.values()):
+        return CellResult(digest, axes, template, "diverged", {}, seconds, f"the figures are {metrics}")
+    return CellResult(digest, axes, template, "finished", metrics, seconds)
 
 
 def _continued(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -211,7 +248,13 @@ def _continued(config: TrainConfig, folder: Path) -> TrainConfig:
     resumed = replace(config, resume=folder.exists())
     try:
         check_output(folder, resumed)
-    except CheckpointError:  # interrupted before it began, or under other settings that do not count
-        shutil.rmtree(folder)
+    except CheckpointError as error:  # interrupted before it began, or under other settings that do not count
+        aside = next(path for path in _names_aside(folder) if not path.exists())
+        _logger.warning("%s: the cell is trained anew, what was there is in %s now (%s)", folder, aside.name, error)
+        folder.rename(aside)
         return replace(config, resume=False)
     return resumed
+
+
+def _names_aside(folder: Path) -> Iterator[Path]:
+    return (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))

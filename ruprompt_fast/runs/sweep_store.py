@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import IO, Literal
+from types import NoneType
+from typing import Any, Literal
 
-from ruprompt_fast.errors import CheckpointError, OutputExistsError
+from ruprompt_fast.errors import CheckpointError, shown
+from ruprompt_fast.training.writing import naming_write_errors, write_all
 
 AxisValue = str | int | float | None
 """One value of an axis of the grid; None where the cell does not have that axis."""
@@ -47,54 +49,89 @@ class ResultStore:
         results: all results of the file by digest, those of earlier configurations included.
     """
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: RawIOBase, path: Path) -> None:
         self._file = file
-        self.results = {result.digest: result for result in _read(file, path)}
+        self._path = path
+        with naming_write_errors(path):
+            self.results = {result.digest: result for result in _read(file, path)}
+        self._num_bytes = os.fstat(file.fileno()).st_size
 
     def append(self, result: CellResult) -> None:
-        """Write one line; it is on the disk when this returns."""
+        """Write one line; it is on the disk when this returns.
+
+        Raises:
+            FileWriteError: the disk is full, say; the lines before are whole.
+        """
         line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming_write_errors(self._path):
+            try:
+                write_all(self._file.fileno(), line.encode())
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(self._num_bytes)  # no half of a line stays
+                raise
+        self._num_bytes += len(line.encode())
         self.results[result.digest] = result
 
 
 @contextmanager
 def open_store(path: Path) -> Iterator[ResultStore]:
-    """Open a file of results, made if it is not there, for one process at a time.
+    """Open a file of results, made if it is not there; its folder is the caller's own.
 
-    A last line without its end was being written when the process died: it is cut.
+    A last line that was being written when the process died is cut; a whole one that lacks its end gets it.
 
     Raises:
-        OutputExistsError: another process has the file open.
         CheckpointError: a line is not a result.
+        FileWriteError: the file cannot be written to.
     """
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExistsError(
-                f"{path}: expected no other sweep; found one that writes there now. Wait for it or name another output."
-            ) from None
+    with naming_write_errors(path):
+        file = path.open("a+b", buffering=0)
+    with file:
         yield ResultStore(file, path)
 
 
-def _read(file: IO[bytes], path: Path) -> Iterator[CellResult]:
+def _read(file: RawIOBase, path: Path) -> Iterator[CellResult]:
+    """The results in a file, which is set to go on behind them."""
     file.seek(0)
-    content = file.read()
+    content = file.readall()
     complete = content.rfind(b"\n") + 1
     if complete < len(content):
-        file.truncate(complete)
-    names = {field.name for field in fields(CellResult)}
-    for number, line in enumerate(content[:complete].splitlines(), start=1):
-        try:
-            stored = json.loads(line)
-        except ValueError:
-            stored = None
-        if not isinstance(stored, dict) or set(stored) != names:
+        if _result(content[complete:]) is None:
+            file.truncate(complete)
+            content = content[:complete]
+        else:
+            write_all(file.fileno(), b"\n")
+    for number, line in enumerate(content.splitlines(), start=1):
+        result = _result(line)
+        if result is None:
             raise CheckpointError(
-                f"{path}, line {number}: expected a result with {', '.join(sorted(names))}; found something else. "
+                f"{path}, line {number}: expected a result with {', '.join(sorted(_TYPES))}; found {shown(line)}. "
                 "Delete the line, and its cell is trained again."
             )
-        yield CellResult(**stored)
+        yield result
+
+
+def _result(line: bytes) -> CellResult | None:
+    """The result that a line holds, or None if it holds something else."""
+    try:
+        stored = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(stored, dict) or stored.keys() != _TYPES.keys():
+        return None
+    if not all(isinstance(stored[name], kind) for name, kind in _TYPES.items()):
+        return None
+    numbers = all(isinstance(value, int | float) for value in stored["metrics"].values())
+    return CellResult(**stored) if numbers and stored["status"] in _STATES else None
+
+
+_STATES = ("finished", "diverged")
+_TYPES: dict[str, Any] = {
+    "digest": str,
+    "axes": dict,
+    "template": str,
+    "status": str,
+    "metrics": dict,
+    "seconds": int | float,
+    "message": str | NoneType,
+}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,9 @@ from ruprompt_fast.runs.artifacts import (
     begin,
     check_can_draw,
     check_output,
+    claimed_output,
     draw_curve,
     is_finished,
-    is_run,
     read_metrics,
     write_history,
     write_metrics,
@@ -71,25 +70,24 @@ def train(config: TrainConfig) -> TrainOutcome:
 
     Raises:
         OutputExistsError: the folder exists, and ``resume`` is not set.
+        OutputInUseError: another run writes there now.
         ConfigError, PromptInitError, TemplateError: the configuration cannot work.
         TrainingDataError, MissingFieldError, LabelError, ContextLengthError: the rows, or one of them, cannot be used.
         CheckpointError: the folder to resume is of another run.
         DivergenceError: the loss is not a number, or ran away.
         MissingDependencyError: a package of the extra ``train`` is not installed.
     """
-    folder = Path(config.output)
-    if is_main_process():
-        check_output(folder, config)
-    if config.resume and is_finished(folder):
-        return finished_run(config)
-    check_can_train()
-    check_can_draw()
-    check_trackers(config.optimization.report_to)
-    training_device(config)
-    make_prompt(config)
-    train_rows, validation_rows = load_data(config.data, config.task)
-    model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
-    return train_prompt(config, model, tokenizer, train_rows, validation_rows)
+    with _claimed(config):
+        if _is_known(config):
+            return finished_run(config)
+        check_can_train()
+        check_can_draw()
+        check_trackers(config.optimization.report_to)
+        training_device(config)
+        make_prompt(config)
+        train_rows, validation_rows = load_data(config.data, config.task)
+        model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
+        return _train(config, model, tokenizer, train_rows, validation_rows)
 
 
 def train_prompt(
@@ -114,11 +112,22 @@ def train_prompt(
     Raises:
         See :func:`train`.
     """
+    with _claimed(config):
+        if _is_known(config):
+            return finished_run(config)
+        return _train(config, model, tokenizer, train_rows, validation_rows, is_quiet)
+
+
+def _train(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Rows,
+    validation_rows: Rows | None,
+    is_quiet: bool = False,
+) -> TrainOutcome:
+    """:func:`train_prompt` in a folder that is ours."""
     folder = Path(config.output)
-    if is_main_process():
-        check_output(folder, config)
-    if config.resume and is_finished(folder):
-        return finished_run(config)
     prompt = make_prompt(config)
     recipe = recipe_of(config, members_of(prompt)[0].provider)
     clock = Clock()
@@ -126,21 +135,20 @@ def train_prompt(
     if config.optimization.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.optimization.early_stopping_patience))
     try:
-        with _no_folder_without_a_run(folder):
-            trainer = PromptTrainer(
-                model,
-                training_arguments(config, recipe, is_on_cpu=model.device.type == "cpu", is_quiet=is_quiet),
-                prompt=prompt,
-                task=config.task,
-                tokenizer=tokenizer,
-                train_dataset=train_rows.rows,
-                eval_dataset=None if validation_rows is None else validation_rows.rows,
-                callbacks=callbacks,
-            )
-            if is_quiet:
-                trainer.remove_callback(PrinterCallback)
-            if is_main_process():
-                begin(folder, config)
+        trainer = PromptTrainer(
+            model,
+            training_arguments(config, recipe, is_on_cpu=model.device.type == "cpu", is_quiet=is_quiet),
+            prompt=prompt,
+            task=config.task,
+            tokenizer=tokenizer,
+            train_dataset=train_rows.rows,
+            eval_dataset=None if validation_rows is None else validation_rows.rows,
+            callbacks=callbacks,
+        )
+        if is_quiet:
+            trainer.remove_callback(PrinterCallback)
+        if is_main_process():
+            begin(folder, config)
         trainer.train(resume_from_checkpoint=config.resume)
         history = list(trainer.state.log_history)
         metrics = figures_of(trainer, clock.seconds or seconds_of(trainer.state), train_rows, validation_rows)
@@ -179,16 +187,20 @@ def _write(trained: TrainedPrompt, history: Sequence[Mapping[str, Any]]) -> None
     write_metrics(folder, trained.metrics)
 
 
-@contextmanager
-def _no_folder_without_a_run(folder: Path) -> Iterator[None]:
-    """Remove the folder again if the block makes it and fails before a run has begun there."""
-    is_new = not folder.exists()
-    try:
-        yield
-    except BaseException:
-        if is_new and is_main_process() and not is_run(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+def _is_known(config: TrainConfig) -> bool:
+    """Whether the run to resume was finished before."""
+    return config.resume and is_finished(Path(config.output))
+
+
+def _claimed(config: TrainConfig) -> AbstractContextManager[None]:
+    """The run's folder as this process's own; of several that torchrun started, the first owns it for all."""
+    if not is_main_process():
+        return nullcontext()
+    folder = Path(config.output)
+    if _is_known(config):  # nothing will be written: it may stand on a medium that is only read
+        check_output(folder, config)
+        return nullcontext()
+    return claimed_output(folder, config)
 
 
 def is_main_process() -> bool:

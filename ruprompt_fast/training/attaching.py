@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -232,3 +232,18 @@ def freeze_around(model: nn.Module, providers: Iterable[nn.Module]) -> dict[str,
     if not trained:
         raise FrozenWeightsError("the prompts' providers have no parameters that train; use a provider that has some.")
     return trained
+
+
+def description_of(one: PromptInTraining) -> dict[str, Any]:
+    """What a checkpoint must agree on with a prompt, in values that JSON knows."""
+    return {
+        "template": one.prompt.format.template,
+        "task": _task_values(one.task),
+        "provider": type(one.provider).__name__,
+        "shapes": {name: list(value.shape) for name, value in one.provider.state_dict().items()},
+    }
+
+
+def _task_values(task: Task) -> dict[str, Any]:
+    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}

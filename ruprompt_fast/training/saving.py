@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -12,9 +11,25 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ruprompt_fast.cache import model_identity
-from ruprompt_fast.errors import DetachedModelError, DivergenceError, SettingError, TrainingDataError
-from ruprompt_fast.training.checkpoints import RunFolder, finished_state, read_parameters, write_parameters
+from ruprompt_fast.errors import (
+    DetachedModelError,
+    DivergenceError,
+    FileWriteError,
+    OutputInUseError,
+    SettingError,
+    TrainingDataError,
+)
+from ruprompt_fast.training.attaching import description_of
+from ruprompt_fast.training.checkpoints import RunFolder
 from ruprompt_fast.training.modes import prepared_for_training
+from ruprompt_fast.training.ownership import owning_folder
+from ruprompt_fast.training.stored_state import (
+    finished_state,
+    naming_load_errors,
+    read_parameters,
+    write_parameters,
+)
+from ruprompt_fast.training.writing import naming_write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +40,6 @@ if TYPE_CHECKING:
     from ruprompt_fast.training.attaching import PromptInTraining
     from ruprompt_fast.training.datasets import EncodedDataset
     from ruprompt_fast.training.guards import StepGuard
-    from ruprompt_fast.training.task import Task
 
 LAST_GOOD_FOLDER = "last_good"
 
@@ -70,7 +84,9 @@ class PromptSavingTrainer(Trainer):
             TrainingDataError: the trainer was made without ``train_dataset``.
             DetachedModelError: the prompts were taken off the model, for instance by a later trainer.
             OutputExistsError: a new run would write into a folder with checkpoints.
-            CheckpointError: the checkpoint is missing, incomplete, or of another run.
+            OutputInUseError: another run writes its checkpoints to ``output_dir`` now.
+            CheckpointError: the checkpoint is missing, incomplete, damaged, or of another run.
+            FileWriteError: a checkpoint cannot be written; the one before is whole.
             FrozenWeightsError, DivergenceError: see :meth:`training_step`.
         """
         if trial is not None:
@@ -78,6 +94,10 @@ class PromptSavingTrainer(Trainer):
         if self.train_dataset is None:
             raise TrainingDataError("there is no train_dataset; give one to the trainer.")
         self.check_attached()
+        with self._owned():
+            return self._train(resume_from_checkpoint, ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         state = None if checkpoint is None else finished_state(checkpoint, self.args)
         if checkpoint is not None and state is not None:
@@ -129,13 +149,21 @@ class PromptSavingTrainer(Trainer):
         folder = Path(cast(str, self.args.output_dir)) / LAST_GOOD_FOLDER
         where = "there was no good prompt before: it was not finite from the beginning"
         if step is not None:
-            if self.args.should_save:
-                self._write_prompts(folder)
-            where = f"the prompt is that of step {step} again, which is saved in {folder}"
+            where = f"the prompt is that of step {step} again, which {self._saved_in(folder)}"
         raise DivergenceError(
             f"training went wrong at step {self.state.global_step}: {problem}; {where}. Take a lower learning_rate "
             f"(found {self.args.learning_rate:g}) or a longer warm-up; recipe_for() knows values that work."
         )
+
+    def _saved_in(self, folder: Path) -> str:
+        """Save the prompts where no other run does at the moment; says where."""
+        if self.args.should_save:
+            try:
+                with owning_folder(folder):
+                    self._write_prompts(folder)
+            except (OutputInUseError, FileWriteError) as error:
+                return f"could not be saved: {error}"
+        return f"is saved in {folder}"
 
     def _write_prompts(self, folder: Path) -> None:
         self.network.eval()  # a provider of one's own may drop out while it trains
@@ -155,13 +183,22 @@ class PromptSavingTrainer(Trainer):
     def _run_folder(self) -> RunFolder:
         return RunFolder(Path(cast(str, self.args.output_dir)), self._identity())
 
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes checkpoints; of several, the first does."""
+        return bool(self.args.should_save and self.args.save_strategy != "no")
+
+    def _owned(self) -> AbstractContextManager[None]:
+        """The output folder as this run's own, where it writes checkpoints."""
+        return owning_folder(Path(cast(str, self.args.output_dir))) if self._writes else nullcontext()
+
     def _identity(self) -> dict[str, Any]:
         if self._identity_cache is None:
             dataset = cast("EncodedDataset", self.train_dataset)
             args = self.args
             self._identity_cache = {
                 "model": f"{type(self.model).__name__} {model_identity(self.network).hex()}",
-                "prompts": {one.name: _description(one) for one in self.prompts},
+                "prompts": {one.name: description_of(one) for one in self.prompts},
                 "seeds": [args.seed, args.data_seed],
                 "rows": len(dataset),
                 "data": dataset.digest(self._embedding.first_prompt_id),
@@ -183,7 +220,6 @@ class PromptSavingTrainer(Trainer):
     def _find_checkpoint(self, resume: str | bool | None) -> Path | None:
         """The checkpoint to resume from; None for a new run. What begins in a new folder claims it."""
         run = self._run_folder
-        writes = self.args.should_save and self.args.save_strategy != "no"
         checkpoint = None
         is_elsewhere = False
         if isinstance(resume, str | Path):
@@ -193,10 +229,10 @@ class PromptSavingTrainer(Trainer):
             run.clean()
         self.accelerator.wait_for_everyone()
         if resume is True:
-            checkpoint = run.latest()
-        if writes and (checkpoint is None or is_elsewhere):
+            checkpoint = run.latest(bool(self.args.load_best_model_at_end))
+        if self._writes and (checkpoint is None or is_elsewhere):
             run.begin()
-        elif writes:
+        elif self._writes:
             run.claim()
         self.accelerator.wait_for_everyone()
         return checkpoint
@@ -214,36 +250,35 @@ class PromptSavingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = self._run_folder
         folder = run.root / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            run.reopen(folder)
         keep, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one counts
         try:
-            super()._save_checkpoint(model, trial)
+            with naming_write_errors(folder):
+                if self.args.should_save:
+                    run.reopen(folder)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    write_parameters(folder, self._state_tensors())
         finally:
             self.args.save_total_limit = keep
-        if self.args.should_save:
-            write_parameters(folder, self._state_tensors())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run.complete(folder, keep, self.state.best_model_checkpoint)
+            with naming_write_errors(folder):
+                run.complete(folder, self.state.global_step, keep, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_parameters(Path(resume_from_checkpoint), self._state_tensors())
 
     def _load_best_model(self) -> None:
-        read_parameters(Path(cast(str, self.state.best_model_checkpoint)), self._state_tensors())
+        run = self._run_folder
+        best = run.find(cast(str, self.state.best_model_checkpoint))
+        run.check_whole(best)
+        read_parameters(best, self._state_tensors())
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with naming_load_errors(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-def _description(one: PromptInTraining) -> dict[str, Any]:
-    """What a checkpoint must agree on with a prompt, in values that JSON knows."""
-    return {
-        "template": one.prompt.format.template,
-        "task": _task_values(one.task),
-        "provider": type(one.provider).__name__,
-        "shapes": {name: list(value.shape) for name, value in one.provider.state_dict().items()},
-    }
-
-
-def _task_values(task: Task) -> dict[str, Any]:
-    values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with naming_load_errors(checkpoint):
+            super()._load_rng_state(checkpoint)

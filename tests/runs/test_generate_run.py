@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,13 +15,16 @@ from typing import Any
 
 import pytest
 from runs.run_cases import KIND, ensemble_folder, read_jsonl, task_of, trained, write_jsonl
+from runs.tiny_run import no_room_behind
 
 from ruprompt_fast import bundled
 from ruprompt_fast.errors import (
     CheckpointError,
     ConfigError,
     ContextLengthError,
+    FileWriteError,
     OutputExistsError,
+    OutputInUseError,
     PromptMismatchError,
     RupromptError,
     SettingError,
@@ -32,6 +34,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.runs.config import ModelConfig
 from ruprompt_fast.runs.generate import GenerateConfig, generate
+from ruprompt_fast.training.ownership import owning_file
 from ruprompt_fast.training.task import Task
 
 PROVERB = str(bundled.PROMPTS["proverb"])
@@ -213,6 +216,56 @@ class TestResuming:
         assert output.read_bytes() == whole
 
 
+class TestStreams:
+    @pytest.mark.parametrize("reaches_stdout", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+    def test_standard_output_in_a_file(self, config: GenerateConfig, tmp_path: Path, reaches_stdout: str) -> None:
+        generate(config)
+        command = [sys.executable, "-m", "ruprompt_fast.cli", "generate", "--prompt", PROVERB, "--model", "bundled"]
+        command += ["--input", config.input, "--output", reaches_stdout, "--max_new_tokens", "6"]
+        command += ["--do_sample", "true", "--batch_size", "2", "--seed", "5"]
+        with (tmp_path / "redirected").open("wb") as file:
+            subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, check=True)
+        assert (tmp_path / "redirected").read_bytes() == Path(config.output).read_bytes()
+        assert os.path.exists("/dev/stdout")
+        assert not os.path.exists("/dev/stdout.run.json")
+
+    def test_a_pipe(self, config: GenerateConfig, tmp_path: Path) -> None:
+        generate(config)
+        pipe = tmp_path / "answers"
+        os.mkfifo(pipe)
+        received: list[bytes] = []
+        reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
+        reader.start()
+        outcome = generate(replace(config, output=str(pipe)))
+        reader.join()
+        assert (outcome.num_rows, outcome.num_before) == (7, 0)
+        assert received == [Path(config.output).read_bytes()]
+        assert pipe.is_fifo()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["answers", "in.jsonl", "out"]
+
+    def test_a_full_device(self, config: GenerateConfig) -> None:
+        before = os.stat("/dev/full")
+        with pytest.raises(FileWriteError, match="/dev/full: cannot be written .*No space left"):
+            generate(replace(config, output="/dev/full"))
+        assert os.path.samestat(os.stat("/dev/full"), before)
+        assert not os.path.exists("/dev/full.run.json")
+        assert generate(replace(config, output="/dev/null")).num_rows == 7
+
+    def test_a_full_disk(self, config: GenerateConfig, tmp_path: Path) -> None:
+        rows = [{"text": text, "note": "длинно" * 500} for text in TEXTS]
+        config = replace(config, input=write_jsonl(tmp_path / "long.jsonl", rows))
+        generate(config)
+        whole = Path(config.output).read_bytes()
+        lines = whole.splitlines(keepends=True)
+        room = len(b"".join(lines[:4])) + 5
+        config = replace(config, output=str(Path(config.output).with_name("again.jsonl")))
+        with no_room_behind(room), pytest.raises(FileWriteError, match=r"again\.jsonl"):
+            generate(config)
+        assert Path(config.output).read_bytes() == b"".join(lines[:4])
+        assert generate(config).num_before == 4
+        assert Path(config.output).read_bytes() == whole
+
+
 class TestRefusals:
     def refuse(self, config: GenerateConfig, error: type[RupromptError], match: str) -> None:
         with pytest.raises(error, match=match):
@@ -227,13 +280,28 @@ class TestRefusals:
         assert Path(config.output).read_text() == "important\n"
 
     def test_an_output_that_is_being_written(self, config: GenerateConfig) -> None:
-        generate(config)
-        path = Path(f"{config.output}.run.json")
-        path.write_text(json.dumps({**json.loads(path.read_text()), "num_lines": None}))
-        with Path(config.output).open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(OutputExistsError, match="another process"):
+        with owning_file(Path(config.output)):
+            with pytest.raises(OutputInUseError, match=f"process {os.getpid()} on "):
                 generate(config)
+            assert len(list(Path(config.output).parent.iterdir())) == 1  # the lock alone
+        generate(config)
+
+    def test_a_finished_output_that_was_changed(self, config: GenerateConfig) -> None:
+        generate(config)
+        whole = Path(config.output).read_bytes()
+        for content in (whole[:-1], whole + b"{}\n"):
+            Path(config.output).write_bytes(content)
+            with pytest.raises(CheckpointError, match="expected the 7 lines.*found [68]"):
+                generate(config)
+            assert Path(config.output).read_bytes() == content
+
+    def test_a_description_that_is_something_else(self, config: GenerateConfig) -> None:
+        path = Path(f"{config.output}.run.json")
+        path.parent.mkdir()
+        path.write_text('{"important": 1}')
+        with pytest.raises(CheckpointError, match="description of a run"):
+            generate(config)
+        assert path.read_text() == '{"important": 1}'
 
     def test_broken_rows(self, config: GenerateConfig, tmp_path: Path) -> None:
         rows = [{"text": "Вечером"}, "не JSON", {"txt": "Вечером"}, '{"text": "\\ud800"}', {"text": 5, "output": 1}]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from runs.tiny_run import no_room_behind
 
-from ruprompt_fast.errors import CheckpointError, OutputExistsError
+from ruprompt_fast.errors import CheckpointError, FileWriteError
 from ruprompt_fast.runs.sweep_store import CellResult, open_store
 
 FIRST = CellResult("a1", {"length": 5, "init": None}, "<P*5>{text}", "finished", {"loss": 2.5}, 1.25)
@@ -49,7 +50,21 @@ def test_the_later_of_two_results_counts(tmp_path: Path) -> None:
         assert store.results["a1"].seconds == 9.0
 
 
-@pytest.mark.parametrize("line", ["{", "[]", json.dumps({"digest": "a1"})])
+RESULT = asdict(FIRST)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        json.dumps({"digest": "a1"}),
+        json.dumps({**RESULT, "digest": ["a1"]}),
+        json.dumps({**RESULT, "status": "lost"}),
+        json.dumps({**RESULT, "metrics": {"loss": "2.5"}}),
+    ],
+)
 def test_another_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "results.jsonl"
     with open_store(path) as store:
@@ -59,9 +74,28 @@ def test_another_broken_line_is_named(tmp_path: Path, line: str) -> None:
         pass
 
 
-def test_one_sweep_writes_at_a_time(tmp_path: Path) -> None:
+def test_a_whole_last_line_without_its_end_counts(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    with open_store(path), pytest.raises(OutputExistsError, match="another|other sweep"), open_store(path):
-        pass
     with open_store(path) as store:
-        assert store.results == {}
+        store.append(FIRST)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with open_store(path) as store:
+        assert store.results == {"a1": FIRST}
+        store.append(SECOND)
+    assert path.read_bytes().startswith(whole)
+    with open_store(path) as store:
+        assert store.results == {"a1": FIRST, "b2": SECOND}
+
+
+def test_a_full_disk_leaves_the_results_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with open_store(path) as store:
+        store.append(FIRST)
+        whole = path.read_bytes()
+        with no_room_behind(len(whole) + 30), pytest.raises(FileWriteError, match=r"results\.jsonl: cannot be written"):
+            store.append(SECOND)
+        assert path.read_bytes() == whole
+        store.append(SECOND)
+    with open_store(path) as store:
+        assert store.results == {"a1": FIRST, "b2": SECOND}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import sharp_model
 from training.trainer_cases import CLASSIFICATION, LABELLED, ROWS, TASK, logged, make_prompt, make_trainer
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from ruprompt_fast import LSTMPromptProvider, Prompt
-from ruprompt_fast.errors import CheckpointError, OutputExistsError
+from ruprompt_fast.errors import CheckpointError, FileWriteError, OutputExistsError
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.training import Task
-from ruprompt_fast.training.checkpoints import COMPLETE_FILE, is_complete
+from ruprompt_fast.training.manifest import COMPLETE_FILE, damage_of, is_complete, read_manifest, write_manifest
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
@@ -225,9 +226,7 @@ def test_a_checkpoint_of_another_prompt_is_refused(run: Path) -> None:
     trainer = make_trainer(run, make_prompt(), **SAVING)
     weights = run / "checkpoint-6" / "model.safetensors"
     save_file({name: value[:2].clone() for name, value in load_file(weights).items()}, weights)
-    complete = json.loads((run / "checkpoint-6" / COMPLETE_FILE).read_text())
-    complete["files"]["model.safetensors"] = weights.stat().st_size
-    (run / "checkpoint-6" / COMPLETE_FILE).write_text(json.dumps(complete))
+    write_manifest(run / "checkpoint-6", read_manifest(run / "checkpoint-6").run, 6)
     with pytest.raises(CheckpointError, match=r"\[6, 32\].*\[2, 32\]"):
         trainer.train(resume_from_checkpoint=True)
 
@@ -249,3 +248,165 @@ def test_a_new_run_does_not_mix_with_an_old_one(run: Path) -> None:
     with pytest.raises(OutputExistsError):
         trainer.train()
     assert steps_of(run) == [6]
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x20
+    path.write_bytes(content)
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGED = ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "model.safetensors", COMPLETE_FILE)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("damage", ["flipped", "zeroed", "swapped"])
+def test_damage_of_equal_size_is_named_and_passed_over(
+    run: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Prompt.from_pretrained(run / "checkpoint-6").rows()
+    last = run / "checkpoint-6"
+    if damage == "flipped":
+        flip(last / name, 0.7)
+    elif damage == "zeroed":
+        zero(last / name)
+    elif (run / "checkpoint-2" / name).read_bytes() == (last / name).read_bytes():
+        return  # the generators' state, where nothing draws: there is nothing to swap
+    else:
+        shutil.copy(run / "checkpoint-2" / name, last / name)
+    with pytest.raises(CheckpointError, match=name):
+        make_trainer(run, make_prompt(), **SAVING).train(resume_from_checkpoint=str(last))
+    prompt = make_prompt(seed=2)
+    trainer = make_trainer(run, prompt, **SAVING)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=True)
+    assert f"{last} is damaged and passed over" in caplog.text
+    assert str(last / name) in caplog.text
+    assert torch.equal(prompt.rows(), whole)
+    assert damage_of(last) is None  # written anew
+
+
+def test_a_checkpoint_under_the_name_of_another_is_passed_over(run: Path) -> None:
+    whole = Prompt.from_pretrained(run / "checkpoint-6").rows()
+    shutil.rmtree(run / "checkpoint-6")
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-6")
+    prompt = make_prompt(seed=2)
+    make_trainer(run, prompt, **SAVING).train(resume_from_checkpoint=True)
+    assert torch.equal(prompt.rows(), whole)
+
+
+def test_without_a_whole_checkpoint_the_run_does_not_begin_again_unasked(run: Path) -> None:
+    for step in (2, 4, 6):
+        flip(run / f"checkpoint-{step}" / "optimizer.pt", 0.5)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="found 3, all damaged.*optimizer.pt"):
+        make_trainer(run, make_prompt(), **SAVING).train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_best_checkpoint_is_found_before_training(tmp_path: Path) -> None:
+    best: dict[str, Any] = {
+        "eval_dataset": ROWS,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # the first is the best
+        "load_best_model_at_end": True,
+        **SAVING,
+    }
+    whole = make_prompt()
+    make_trainer(tmp_path, whole, **best).train()
+    flip(tmp_path / "checkpoint-2" / "model.safetensors", 0.9)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    with pytest.raises(CheckpointError, match="all damaged.*checkpoint-2"):
+        make_trainer(tmp_path, make_prompt(), **best).train(resume_from_checkpoint=True)
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_without_losing_it(run: Path) -> None:
+    """The damaged later ones neither count as kept nor push out what the run writes now."""
+    whole = Prompt.from_pretrained(run / "checkpoint-6").rows()
+    for step in (4, 6):
+        flip(run / f"checkpoint-{step}" / "optimizer.pt", 0.5)
+    prompt = make_prompt(seed=2)
+    seen: list[list[int]] = []
+
+    class Watch(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([step for step in steps_of(run) if damage_of(run / f"checkpoint-{step}") is None])
+
+    make_trainer(run, prompt, save_total_limit=1, callbacks=[Watch()], **SAVING).train(resume_from_checkpoint=True)
+    assert seen == [[4], [6]]
+    assert torch.equal(prompt.rows(), whole)
+
+
+def test_only_what_the_run_wrote_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path, make_prompt(), max_steps=2, **SAVING).train()
+    (tmp_path / "checkpoint-2" / "notes.txt").write_text("important")
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "thesis.txt").write_text("important too")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "checkpoint-2", elsewhere)
+    (tmp_path / "checkpoint-1").symlink_to(elsewhere, target_is_directory=True)
+    settings = {"max_steps": 8, "lr_scheduler_type": "constant", "save_total_limit": 1, **SAVING}
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, make_prompt(), **settings).train(resume_from_checkpoint=True)
+    assert (tmp_path / "checkpoint-2" / "notes.txt").read_text() == "important"
+    assert "checkpoint-2 stays: it holds files that this run did not write, ['notes.txt']" in caplog.text
+    assert (tmp_path / "checkpoint-3" / "thesis.txt").read_text() == "important too"
+    assert (elsewhere / "optimizer.pt").is_file()
+    assert steps_of(tmp_path) == [1, 2, 3, 8]
+
+
+def test_a_damaged_run_file_removes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = Prompt.from_pretrained(run / "checkpoint-6").rows()
+    zero(run / "training_run.json")
+    prompt = make_prompt(seed=2)
+    with caplog.at_level(logging.WARNING):
+        make_trainer(run, prompt, **SAVING).train(resume_from_checkpoint=True)
+    assert "training_run.json is damaged" in caplog.text
+    assert torch.equal(prompt.rows(), whole)
+    with pytest.raises(OutputExistsError):
+        make_trainer(run, make_prompt(), **SAVING).train()
+
+
+def test_a_checkpoint_runs_no_code(run: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    for name in ("optimizer.pt", "rng_state.pth"):
+        torch.save({"state": Evil()}, run / "checkpoint-6" / name)
+        write_manifest(run / "checkpoint-6", read_manifest(run / "checkpoint-6").run, 6)
+        with pytest.raises(CheckpointError, match="cannot be restored"):
+            make_trainer(run, make_prompt(), max_steps=8, lr_scheduler_type="constant", **SAVING).train(
+                resume_from_checkpoint=True
+            )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    whole = make_prompt()
+    make_trainer(tmp_path / "whole", whole, **SAVING).train()
+
+    class Fill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = tmp_path / "run"
+    trainer = make_trainer(run, make_prompt(), callbacks=[Fill()], save_total_limit=1, **SAVING)
+    trainer.remove_callback(PrinterCallback)  # what it prints goes to a file here
+    try:
+        with pytest.raises(FileWriteError, match="checkpoint-4"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert damage_of(run / "checkpoint-2") is None
+    prompt = make_prompt(seed=2)
+    make_trainer(run, prompt, save_total_limit=1, **SAVING).train(resume_from_checkpoint=True)
+    assert torch.equal(prompt.rows(), whole.rows())

@@ -1,0 +1,92 @@
+"""What a checkpoint holds of prompt and trainer: written, read, and compared with what is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.trainer_callback import TrainerState
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ruprompt_fast.errors import CheckpointError, PromptFileError
+from ruprompt_fast.prompts.tensor_files import read_safetensors
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+TRAINER_STATE_NAME = "trainer_state.json"
+
+
+def write_parameters(folder: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Write the providers' tensors by their names in the model."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+    save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def read_parameters(folder: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Load what :func:`write_parameters` wrote into these tensors.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or its names or shapes are others; nothing is changed then.
+    """
+    path = folder / SAFE_WEIGHTS_NAME
+    try:
+        stored = read_safetensors(path)
+    except PromptFileError as error:
+        raise CheckpointError(str(error)) from error
+    expected = {name: list(value.shape) for name, value in parameters.items()}
+    found = {name: list(value.shape) for name, value in stored.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise CheckpointError(
+            f"{path}: expected the prompt's parameters { ({name: expected.get(name) for name in wrong}) }; found "
+            f"{ ({name: found.get(name) for name in wrong}) }. Resume with the prompt that the checkpoint was made of."
+        )
+    for name, value in parameters.items():
+        value.copy_(stored[name])
+
+
+def read_state(folder: Path) -> TrainerState:
+    """The trainer's state in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = folder / TRAINER_STATE_NAME
+    try:
+        return cast(TrainerState, TrainerState.load_from_json(str(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected the state of a trainer ({error}).") from error
+
+
+def finished_state(folder: Path, args: TrainingArguments) -> TrainerState | None:
+    """The state in a checkpoint behind which nothing is left to train, or None if something is.
+
+    transformers would train one step more: it looks at the step number only after a step.
+    """
+    state = read_state(folder)
+    planned: float = args.max_steps
+    if args.max_steps <= 0:
+        planned = state.max_steps if math.ceil(args.num_train_epochs) == state.num_train_epochs else math.inf
+    control = cast("dict[str, Any]", state.stateful_callbacks or {}).get("TrainerControl", {}).get("args", {})
+    was_stopped = bool(control.get("should_training_stop")) and state.global_step < state.max_steps
+    return state if was_stopped or state.global_step >= planned else None
+
+
+@contextmanager
+def naming_load_errors(checkpoint: str | None) -> Iterator[None]:
+    """Name what transformers and torch raise for a state that is not what they wrote."""
+    try:
+        yield
+    except Exception as error:  # a malformed pickle can make the unpickler, or what takes its content, raise anything
+        raise CheckpointError(
+            f"{checkpoint}: the state of the optimizer or of the random generators cannot be restored "
+            f"({type(error).__name__}: {error}). Take an older checkpoint."
+        ) from error
