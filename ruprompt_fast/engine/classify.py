@@ -53,10 +53,10 @@ def encode_labels(labels: Any, tokenizer: PreTrainedTokenizerBase, table_size: i
             f"classification needs a list of at least two labels and at most {MAX_LABELS}; found {shown(labels)}."
         )
     for index, label in enumerate(labels):
-        if not isinstance(label, str) or len(label) > MAX_LABEL_CHARS:
-            raise LabelError(
-                f"label {index} must be a string of at most {MAX_LABEL_CHARS} characters; found {shown(label)}."
-            )
+        if not isinstance(label, str):
+            raise LabelError(f"label {index} must be a string; found {shown(label)}.")
+        if len(label) > MAX_LABEL_CHARS:
+            raise LabelError(f"label {index} may have {MAX_LABEL_CHARS} characters; found {len(label)}.")
         check_encodable(label, f"label {index}", LabelError)
     ids: list[list[int]] = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
     for index, tokens in enumerate(ids):

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ruprompt_fast.engine.sampling import ExtraSettings, Limits, read_extras, read_field
+from ruprompt_fast.engine.sampling import UNSUPPORTED, ExtraSettings, Limits, read_extras, read_field
 from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import SettingError, UnknownArgumentError, UnsupportedModelError, shown
 
@@ -129,14 +129,17 @@ def merged_config(
             raise UnknownArgumentError(f"unknown generation argument {shown(name)}{hint}")
     for name, value in _plain(vars(config) if config is not None else {}, limits).items():
         setattr(merged, name, value)
+    given = _plain(arguments, limits)
+    own = _plain({name: getattr(defaults, name, None) for name in known}, limits)
     try:
-        merged.update(**_plain(arguments, limits))
-        merged.update(**_plain({name: getattr(defaults, name, None) for name in known}, limits), defaults_only=True)
-    except SettingError:
-        raise
+        merged.update(**given)
+        merged.update(**own, defaults_only=True)
     except Exception as error:  # transformers' own checks
         raise SettingError(f"a generation setting cannot work: {shown(str(error), 500)}") from error
     merged.return_dict_in_generate = True
+    for name in UNSUPPORTED:  # transformers looks for None
+        if not getattr(merged, name, None):
+            setattr(merged, name, None)
     return merged
 
 

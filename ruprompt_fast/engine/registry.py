@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ruprompt_fast.engine.texts import check_encodable, check_ids
+from ruprompt_fast.engine.texts import check_ids
 from ruprompt_fast.errors import (
     ExtraFieldError,
     FieldTypeError,
     MissingFieldError,
     NonFiniteRowsError,
     PromptMismatchError,
-    TemplateError,
     UnknownPromptError,
     shown,
 )
@@ -92,12 +91,9 @@ class LoadedPrompt:
         """Refuse a template whose own text no request could be encoded with.
 
         Raises:
-            TemplateError: it holds half of a surrogate pair.
             TokenIdError: it holds a token that the model has no row for.
         """
         where = f"the template of prompt {shown(self.name)}"
-        check_encodable(self.format.template, where, TemplateError)
-        check_encodable(self.format.compiled_template or "", where, TemplateError)
         self.encode([dict.fromkeys(self.format.fields, "")], tokenizer, first_row_id, table_size, [where])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,10 +61,14 @@ def as_batch(inputs: Any) -> list[Input]:
     """
     if isinstance(inputs, (str, Mapping)):
         return [inputs]
-    if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable):
+    try:
+        items = None if isinstance(inputs, (bytes, bytearray)) else iter(inputs)
+    except TypeError:  # an array without a dimension says that it is iterable, and is not
+        items = None
+    if items is None:
         raise FieldTypeError(f"inputs must be strings or dicts of fields; found {type(inputs).__name__}.")
     batch: list[Input] = []
-    for index, item in enumerate(inputs):  # looked at one by one: a generator may have no end
+    for index, item in enumerate(items):  # looked at one by one: a generator may have no end
         if not isinstance(item, (str, Mapping)):
             raise FieldTypeError(f"input {index} must be a string or a dict of fields; found {type(item).__name__}.")
         batch.append(item)

@@ -211,7 +211,7 @@ class BeamSearch:
         count = len(self._finished)
         ended = ended & (np.arange(len(candidates)) < count)
         full = self._params.early_stopping is True and bool(self._is_finished.all())
-        scores = scores / np.float32((self._length + 1) ** self._params.length_penalty)
+        scores = self._scaled(scores, self._length + 1)
         if full:
             scores = scores + _FAR_BELOW
         if not self._can_improve:
@@ -224,12 +224,21 @@ class BeamSearch:
         self._finished_scores = merged[chosen]
         self._is_finished = np.concatenate((self._is_finished, ended))[chosen]
 
+    def _scaled(self, scores: Scores, length: int) -> Scores:
+        """Scores over the length to the power of ``length_penalty``.
+
+        However large a negative power makes them, they stay above what stands for no score at all.
+        """
+        scaled = scores / np.float32(length**self._params.length_penalty)
+        found: Scores = np.where(scores > _FAR_BELOW / 2, np.maximum(scaled, _FAR_BELOW / 2), scaled)
+        return found
+
     def _improvement_is_possible(self) -> bool:
         """Whether the best running beam may still beat the worst finished one, by transformers' heuristics."""
         penalty = self._params.length_penalty
         longest = self._params.early_stopping == "never" and penalty > 0.0
         length = self._params.max_new_tokens if longest else self._length
-        hope = self._running_scores[0] / np.float32(length**penalty)
+        hope = self._scaled(self._running_scores[:1], length)
         worst = np.where(self._is_finished, self._finished_scores.min(), _FAR_BELOW)
         return bool((hope > worst).any())
 

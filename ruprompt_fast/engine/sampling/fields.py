@@ -103,7 +103,30 @@ def _is_share(value: float) -> bool:
     return 0.0 <= value <= 1.0
 
 
+UNSUPPORTED = (
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "constraints",
+    "diversity_penalty",
+    "dola_layers",
+    "force_words_ids",
+    "is_assistant",
+    "low_memory",
+    "num_beam_groups",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "penalty_alpha",
+    "speculation_type",
+    "token_healing",
+    "use_mtp",
+)
+"""Settings that need another call of transformers' generate, an assistant, code from the hub, or a place in the output.
+Values that count as false ask for nothing."""
+
 _FIELDS: dict[str, Reader] = {
+    **dict.fromkeys(UNSUPPORTED, unsupported()),
+    "num_beam_groups": unsupported(1),
     # lengths
     "max_length": integer(1),
     "max_new_tokens": integer(1),
@@ -152,9 +175,6 @@ _FIELDS: dict[str, Reader] = {
     # what comes back
     "output_scores": flag,
     "return_dict_in_generate": flag,
-    "output_attentions": unsupported(),
-    "output_hidden_states": unsupported(),
-    "output_logits": unsupported(),
     # transformers' caches and speed
     "use_cache": flag,
     "cache_implementation": _cache_implementation,
@@ -164,8 +184,7 @@ _FIELDS: dict[str, Reader] = {
     "compile_config": _compile_config,
     "disable_compile": flag,
     "continuous_batching_config": _of_another_call,
-    "low_memory": unsupported(),
-    # looking candidates up in the input, and assistants, which are models of their own
+    # looking candidates up in the input
     "prompt_lookup_num_tokens": integer(1, _context),
     "max_matching_ngram_size": integer(1, _context),
     "num_assistant_tokens": integer(1, LARGEST_INT),
@@ -173,19 +192,6 @@ _FIELDS: dict[str, Reader] = {
     "assistant_confidence_threshold": number(_is_share, "from 0 to 1"),
     "assistant_lookbehind": integer(1, _context),
     "target_lookbehind": integer(1, _context),
-    "assistant_early_exit": unsupported(),
-    "assistant_ensemble_weight": unsupported(),
-    "is_assistant": unsupported(),
-    "speculation_type": unsupported(),
-    "use_mtp": unsupported(),
-    # code that transformers fetches from the hub, and healing, which changes the input
-    "constraints": unsupported(),
-    "diversity_penalty": unsupported(),
-    "dola_layers": unsupported(),
-    "force_words_ids": unsupported(),
-    "num_beam_groups": unsupported(1),
-    "penalty_alpha": unsupported(),
-    "token_healing": unsupported(),
 }
 
 
