@@ -19,10 +19,12 @@ from typing import Any, cast
 
 import yaml
 
-from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError
+from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError, shown
 from ruprompt_fast.prompts.tensor_files import write_atomically, write_text
 from ruprompt_fast.runs.config import config_yaml
+from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
+from ruprompt_fast.training.writing import is_unfinished
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -89,15 +91,15 @@ def check_output(folder: Path, config: Any) -> None:
     if not is_run(folder):
         raise CheckpointError(f"{folder}: expected the folder of a run to resume, with {CONFIG_FILE}; found none.")
     try:
-        stored = _leaves(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        stored = _leaves(read_yaml(folder / CONFIG_FILE))
+    except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: expected the configuration of a run ({error}).") from error
     given = _leaves(yaml.safe_load(config_yaml(config)))
     for key in sorted(stored.keys() | given.keys()):
         if key not in _NOT_OF_THE_RUN and stored.get(key) != given.get(key):
             raise CheckpointError(
-                f"{folder}: the interrupted run has {key}={stored.get(key)!r}; found {given.get(key)!r}. Resume it "
-                f"with its own {CONFIG_FILE}, or choose another output."
+                f"{folder}: the interrupted run has {shown(key)[1:-1]}={shown(stored.get(key))}; found "
+                f"{shown(given.get(key))}. Resume it with its own {CONFIG_FILE}, or choose another output."
             )
 
 
@@ -193,18 +195,17 @@ def check_can_draw() -> None:
 
 
 def has_only(folder: Path, *names: str) -> bool:
-    """Whether the folder holds some of these files, or unfinished ones that were to become them, and nothing else."""
+    """Whether the folder holds some of these files, or unfinished ones, and nothing else."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     found = [path.name for path in folder.iterdir()]
-    starts = tuple(f".{name}." for name in names)
-    return bool(found) and all(name in names or name.startswith(starts) for name in found)
+    return bool(found) and all(name in names or is_unfinished(name) for name in found)
 
 
 def _is_blank(folder: Path) -> bool:
     """Whether a run that was cut off in its first moments left nothing here but folders and an unfinished file."""
     leftovers = [path.name for path in folder.rglob("*") if not path.is_dir()]
-    return folder.is_dir() and all(name == LOCK_FILE or name.startswith(f".{CONFIG_FILE}.") for name in leftovers)
+    return folder.is_dir() and all(name == LOCK_FILE or is_unfinished(name) for name in leftovers)
 
 
 def _remove_if_empty(folder: Path) -> None:

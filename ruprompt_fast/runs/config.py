@@ -12,6 +12,7 @@ import yaml
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts.row_init import InitMode
 from ruprompt_fast.training.data import OnBadRow
+from ruprompt_fast.training.row_format import Quoting, RowFormat
 from ruprompt_fast.training.task import Task
 
 BUNDLED = "bundled"
@@ -49,6 +50,10 @@ class DataConfig:
         on_bad_row: whether a broken row is an error or is left out and counted.
         limit: how many rows to train on; all by default.
         validation_limit: how many rows to validate on; all by default.
+        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
+            for TSV.
+        encoding: of CSV, TSV and JSONL files; by default UTF-8, or what a mark at their beginning says.
     """
 
     train: str
@@ -59,8 +64,12 @@ class DataConfig:
     on_bad_row: OnBadRow = "fail"
     limit: int | None = None
     validation_limit: int | None = None
+    delimiter: str | None = None
+    quoting: Quoting | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
+        RowFormat(self.delimiter, self.quoting, self.encoding)
         _at_least("data", 1, limit=self.limit, validation_limit=self.validation_limit)
 
 

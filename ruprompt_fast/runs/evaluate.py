@@ -27,6 +27,7 @@ from ruprompt_fast.training.data import BadRow, OnBadRow, load_rows
 from ruprompt_fast.training.datasets import encode_rows
 from ruprompt_fast.training.evaluation import EvaluationTotals, evaluation_batches
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
+from ruprompt_fast.training.row_format import Quoting, RowFormat
 from ruprompt_fast.training.runners import make_runner
 from ruprompt_fast.training.task import Task
 
@@ -56,6 +57,10 @@ class EvaluateConfig:
         name: the configuration of a hub data set.
         split: the split of a hub data set.
         on_bad_row: whether a broken row is an error or is left out and counted.
+        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
+            for TSV.
+        encoding: of CSV, TSV and JSONL files; by default UTF-8, or what a mark at their beginning says.
         limit: how many rows to evaluate; all by default.
         seed: the seed of sampling.
         progress: whether to show a progress bar; by default on a terminal.
@@ -72,11 +77,15 @@ class EvaluateConfig:
     name: str | None = None
     split: str = "validation"
     on_bad_row: OnBadRow = "fail"
+    delimiter: str | None = None
+    quoting: Quoting | None = None
+    encoding: str | None = None
     limit: int | None = None
     seed: int = 0
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        RowFormat(self.delimiter, self.quoting, self.encoding)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
         if not 0 <= self.seed < 2**31:
@@ -161,6 +170,7 @@ def _evaluate(config: EvaluateConfig) -> Evaluation:
         name=config.name,
         on_bad_row=config.on_bad_row,
         limit=config.limit,
+        format=RowFormat(config.delimiter, config.quoting, config.encoding),
     )
     model, tokenizer = load_frozen(config.model)
     found = evaluate_prompt(model, tokenizer, prompt, task, rows.rows, config)

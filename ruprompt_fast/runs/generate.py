@@ -30,6 +30,7 @@ from ruprompt_fast.runs.serving import (
 )
 from ruprompt_fast.runs.source import RowSource, SourceRow
 from ruprompt_fast.training.data import BadRow, OnBadRow, report_bad_rows
+from ruprompt_fast.training.row_format import Quoting, RowFormat
 from ruprompt_fast.training.task import Task
 
 # A line's seed has the run's above the line's number.
@@ -51,6 +52,10 @@ class GenerateConfig:
         batch_size: rows that are answered, and written, together.
         seed: the seed of sampling.
         on_bad_row: whether a broken or too long row is an error or is left out and counted.
+        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
+            for TSV.
+        encoding: of a CSV, TSV or JSONL file; by default UTF-8, or what a mark at its beginning says.
         field_prefix: put before the names output, label and scores of the fields that are added.
         progress: whether to show a progress bar; by default on a terminal.
     """
@@ -64,10 +69,14 @@ class GenerateConfig:
     batch_size: int = 64
     seed: int = 0
     on_bad_row: OnBadRow = "fail"
+    delimiter: str | None = None
+    quoting: Quoting | None = None
+    encoding: str | None = None
     field_prefix: str = ""
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        _format_of(self)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
         if not 0 <= self.seed < 2**31:
@@ -119,7 +128,14 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
     columns = input_columns(prompt, task)
     new_fields = _new_fields(config.field_prefix, task)
     has_fields = bool(members_of(prompt)[0].format.fields)
-    source = RowSource(config.input, list(columns.values()), new_fields, config.on_bad_row, has_all=has_fields)
+    source = RowSource(
+        config.input,
+        list(columns.values()),
+        new_fields,
+        config.on_bad_row,
+        has_all=has_fields,
+        format=_format_of(config),
+    )
     description = _description(config, prompt, task, source)
     results = ResultFile(Path(config.output).expanduser(), description, config.batch_size)
     check_can_make(results.path)
@@ -141,6 +157,10 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
             report_bad_rows(config.input, writer.num_lines, source.bad, "skip")
             num_rows = writer.num_lines
     return GenerateOutcome(results.path, num_rows, num_before, source.bad, time.monotonic() - started)
+
+
+def _format_of(config: GenerateConfig) -> RowFormat:
+    return RowFormat(config.delimiter, config.quoting, config.encoding)
 
 
 def _new_fields(prefix: str, task: Task | None) -> list[str]:
@@ -180,6 +200,7 @@ def _description(
         "task": None if task is None else asdict(task),
         "input": source.digest(),
         **{name: getattr(config, name) for name in ("generation", "batch_size", "seed", "field_prefix")},
+        **{name: value for name, value in asdict(_format_of(config)).items() if value is not None},
     }
 
 

@@ -21,6 +21,7 @@ from ruprompt_fast.prompts.row_init import check_prompt_length
 from ruprompt_fast.prompts.template import parse_template
 from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
 from ruprompt_fast.training.data import Rows, load_rows
+from ruprompt_fast.training.row_format import RowFormat
 from ruprompt_fast.training.task import Task
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def load_data(config: DataConfig, task: Task) -> tuple[Rows, Rows | None]:
             name=config.name,
             on_bad_row=config.on_bad_row,
             limit=limit,
+            format=RowFormat(config.delimiter, config.quoting, config.encoding),
         )
         _check_classes(rows, task)
         return rows

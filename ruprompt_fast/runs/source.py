@@ -6,20 +6,20 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import ContextLengthError, TrainingDataError
 from ruprompt_fast.training.data import (
     BadRow,
     OnBadRow,
-    Record,
     checked_row,
-    read_jsonl,
     records,
     report_bad_rows,
+    source_path,
 )
-from ruprompt_fast.training.writing import file_digest
+from ruprompt_fast.training.json_lines import read_jsonl
+from ruprompt_fast.training.row_format import Record, RowFormat
+from ruprompt_fast.training.writing import file_digest, is_stream
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv")
 
@@ -48,6 +48,7 @@ class RowSource:
         new_fields: fields that a row must not have, because the output gets them.
         on_bad_row: whether a row that cannot be used is an error or is left out.
         has_all: whether a row must have all of the columns.
+        format: how the rows are written.
 
     Attributes:
         bad: the rows that were left out so far.
@@ -64,6 +65,7 @@ class RowSource:
         on_bad_row: OnBadRow,
         *,
         has_all: bool,
+        format: RowFormat,
     ) -> None:
         self.source = source
         self.on_bad_row = on_bad_row
@@ -71,16 +73,26 @@ class RowSource:
         self._required = columns if has_all else []
         self._optional = [] if has_all else columns
         self._new_fields = new_fields
-        self._path = Path(source).expanduser()
+        self._format = format
+        self._path = source_path(source)
         # What comes through a pipe comes once: it cannot be read twice, nor be gone on with.
-        self._is_pipe = self._path.is_fifo() or self._path.is_char_device()
+        self._is_pipe = is_stream(self._path)
         if not self._is_pipe and (not self._path.is_file() or self._path.suffix not in _SUFFIXES):
             found = f"the suffix {self._path.suffix!r}" if self._path.is_file() else "no such file"
             raise TrainingDataError(f"{source}: expected a file named *{', *'.join(_SUFFIXES)}; found {found}.")
 
     def digest(self) -> str:
-        """What tells this input from others; that of a pipe is never the same."""
-        return secrets.token_hex(32) if self._is_pipe else file_digest(self._path)
+        """What tells this input from others; that of a pipe is never the same.
+
+        Raises:
+            TrainingDataError: the file cannot be read.
+        """
+        if self._is_pipe:
+            return secrets.token_hex(32)
+        try:
+            return file_digest(self._path)
+        except OSError as error:
+            raise TrainingDataError(f"{self.source}: cannot be read ({error.strerror or error}).") from error
 
     def check(self) -> int | None:
         """Look at all rows before anything is spent on the first; how many seem usable, or None for a pipe.
@@ -126,7 +138,7 @@ class RowSource:
                 self.bad.append(BadRow(line, row))
 
     def _records(self) -> Iterator[Record]:
-        return read_jsonl(self._path) if self._is_pipe else records(str(self._path))
+        return read_jsonl(self._path, self._format) if self._is_pipe else records(str(self._path), format=self._format)
 
     def _row(self, line: int, record: Mapping[str, Any] | str) -> SourceRow | str:
         """The row, or why it cannot be used."""
@@ -138,6 +150,6 @@ class RowSource:
             return f"has the field {taken[0]!r} already, which the output gets; choose a field_prefix"
         try:
             json.dumps(record, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, ValueError) as error:
+        except (UnicodeEncodeError, ValueError, RecursionError) as error:
             return f"cannot be written again ({error})"
         return SourceRow(line, record, columns)

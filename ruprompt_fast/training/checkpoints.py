@@ -33,6 +33,7 @@ from ruprompt_fast.training.manifest import (
     write_manifest,
 )
 from ruprompt_fast.training.stored_state import read_state
+from ruprompt_fast.training.writing import is_unfinished
 
 RUN_FILE = "training_run.json"
 
@@ -198,7 +199,7 @@ class RunFolder:
         if marker.is_file():
             return bool(self._run_in(marker) == self._plain_identity)
         # Before its mark was written, or after that was removed.
-        return all(path.name.startswith(f".{WRITING_FILE}.") for path in folder.iterdir())
+        return all(is_unfinished(path.name) for path in folder.iterdir())
 
     def _remove(self, folder: Path) -> None:
         self.reopen(folder)

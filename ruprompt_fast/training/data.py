@@ -6,31 +6,37 @@ Rows that break this are reported with the file and the line, never dropped unse
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ruprompt_fast.errors import MissingDependencyError, MissingFieldError, SettingError, TrainingDataError
+from ruprompt_fast.errors import MissingFieldError, PromptFileError, SettingError, TrainingDataError, shown
+from ruprompt_fast.prompts.paths import local_path
+from ruprompt_fast.training.hub_rows import read_dataset, read_folder, read_parquet
+from ruprompt_fast.training.json_lines import read_jsonl
+from ruprompt_fast.training.row_format import DEFAULT_FORMAT, Record, RowFormat
+from ruprompt_fast.training.tables import read_table
 
 OnBadRow = Literal["fail", "skip"]
 
 SHOWN_BAD_ROWS = 3
 """How many broken rows a message describes; it counts them all."""
 
+_REASON_CHARS = 300
+
+# Characters of a name, and names, that are compared to find the nearest.
+_COMPARED = 1000
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 _logger = logging.getLogger(__name__)
-
-Record = tuple[int, "Mapping[str, Any] | str"]
-"""The number of a row, and the row as read or why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,13 @@ def load_rows(
     name: str | None = None,
     on_bad_row: OnBadRow = "fail",
     limit: int | None = None,
+    format: RowFormat = DEFAULT_FORMAT,
 ) -> Rows:
     """Read rows.
 
     Args:
         source: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, a folder that ``datasets`` can read, or the id of
-            a data set of the hub. CSV and TSV files have a line of column names; quotes are RFC 4180's.
+            a data set of the hub. CSV and TSV files have a line of column names.
         columns: the columns that every row must have; others are left out.
         optional: further columns, which a row may lack or have empty; rows have those that are neither.
         split: the split of a folder or a hub data set.
@@ -83,6 +90,7 @@ def load_rows(
         on_bad_row: ``fail`` raises an error that describes the first broken rows and counts all; ``skip`` leaves them
             out and logs the same.
         limit: read as many usable rows; None reads all.
+        format: how CSV, TSV and JSONL files are written.
 
     Raises:
         TrainingDataError: there is no such source, it cannot be read, it holds no usable rows, or, with
@@ -92,13 +100,13 @@ def load_rows(
         MissingDependencyError: Parquet files, folders and hub data sets need the extra ``train``.
     """
     if on_bad_row not in get_args(OnBadRow):
-        raise SettingError(f"on_bad_row must be one of {', '.join(get_args(OnBadRow))}; found {on_bad_row!r}.")
-    if limit is not None and limit < 1:
-        raise SettingError(f"limit must be at least 1, or None for all rows; found {limit}.")
+        raise SettingError(f"on_bad_row must be one of {', '.join(get_args(OnBadRow))}; found {shown(on_bad_row)}.")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise SettingError(f"limit must be at least 1, or None for all rows; found {shown(limit)}.")
     rows: list[dict[str, str]] = []
     bad: list[BadRow] = []
     found: dict[str, None] = {}  # the columns of all rows, in order
-    for line, record in records(source, split, name):
+    for line, record in records(source, split, name, format):
         if not isinstance(record, str):
             found.update(dict.fromkeys(record))
             record = checked_row(record, columns, optional)
@@ -109,7 +117,7 @@ def load_rows(
         if len(rows) == limit:
             break
     if found:
-        _check_columns([*columns, *optional], list(found), source)
+        _check_columns([*columns, *optional], found, source)
     report_bad_rows(source, len(rows), bad, on_bad_row)
     return Rows(rows, bad, source)
 
@@ -120,12 +128,15 @@ def scalar_text(value: object) -> str | None:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return json.dumps(value) if isinstance(value, bool | int | float) else None
+    try:
+        return json.dumps(value) if isinstance(value, bool | int | float) else None
+    except ValueError:  # an integer of more digits than Python writes
+        return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name that is nearest, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name[:_COMPARED], list(islice(known, _COMPARED)), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -134,7 +145,7 @@ def checked_row(
 ) -> dict[str, str] | str:
     """The columns of a row, see :func:`load_rows`, or why it is broken."""
     row: dict[str, str] = {}
-    given = [column for column in optional if record.get(column) is not None and str(record[column]).strip()]
+    given = [column for column in optional if record.get(column) is not None and not _is_blank(record[column])]
     for column in dict.fromkeys([*columns, *given]):
         value = record.get(column)
         text = scalar_text(value)
@@ -152,13 +163,23 @@ def checked_row(
     return row
 
 
-def _check_columns(columns: Sequence[str], found: Sequence[str], source: str) -> None:
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _check_columns(columns: Sequence[str], found: Collection[str], source: str) -> None:
     missing = [column for column in columns if column not in found]
     if missing:
+        names = list(islice(found, _COMPARED))
         raise MissingFieldError(
-            f"{source}: expected the columns {list(columns)}; found {list(found)}. There is no {missing[0]!r}."
-            f"{nearest(missing[0], found)} Map a field to another column with task.columns."
+            f"{source}: expected the columns {list(columns)}; found {shown(names, 500)}. There is no {missing[0]!r}."
+            f"{nearest(missing[0], names)}{_delimiter_advice(names)} Map a field to another column with task.columns."
         )
+
+
+def _delimiter_advice(names: Sequence[str]) -> str:
+    seen = next((mark for mark in ";\t|," if mark in names[0]), None) if len(names) == 1 else None
+    return "" if seen is None else f" The columns seem to be separated by {seen!r}: set delimiter."
 
 
 def report_bad_rows(source: str, num_rows: int, bad: Sequence[BadRow], on_bad_row: OnBadRow) -> None:
@@ -174,126 +195,83 @@ def report_bad_rows(source: str, num_rows: int, bad: Sequence[BadRow], on_bad_ro
         TrainingDataError: there are no rows to use, or with ``fail`` a broken one.
     """
     if bad:
-        shown = "; ".join(f"{source}:{row.line} {row.reason}" for row in bad[:SHOWN_BAD_ROWS])
+        described = "; ".join(f"{source}:{row.line} {_short(row.reason)}" for row in bad[:SHOWN_BAD_ROWS])
         counts = f"{len(bad)} of {num_rows + len(bad)} rows"
         if on_bad_row == "fail":
             raise TrainingDataError(
-                f"{source}: {counts} cannot be used: {shown}{_rest(bad)}. "
+                f"{source}: {counts} cannot be used: {described}{_rest(bad)}. "
                 "Mend them, or leave them out with on_bad_row=skip."
             )
-        _logger.warning("%s: skipped %s: %s%s", source, counts, shown, _rest(bad))
+        _logger.warning("%s: skipped %s: %s%s", source, counts, described, _rest(bad))
     if not num_rows:
         state = "only rows that cannot be used" if bad else "none"
         raise TrainingDataError(f"{source}: expected rows; found {state}. Check that it is the right file.")
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _REASON_CHARS else f"{reason[:_REASON_CHARS]}..."
 
 
 def _rest(bad: Sequence[BadRow]) -> str:
     return f"; and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
 
 
-def records(source: str, split: str = "train", name: str | None = None) -> Iterator[Record]:
+def records(
+    source: str, split: str = "train", name: str | None = None, format: RowFormat = DEFAULT_FORMAT
+) -> Iterator[Record]:
     """The rows of a source as they are, one by one, see :func:`load_rows`.
 
     Raises:
         TrainingDataError: there is no such source, or it cannot be read.
     """
-    path = Path(source).expanduser()
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
-        ".jsonl": read_jsonl,
-        ".csv": partial(_read_table, delimiter=","),
-        ".tsv": partial(_read_table, delimiter="\t"),
-        ".parquet": _read_parquet,
-    }
-    if path.is_dir():
-        return _read_dataset(source, str(path), name=name, split=split, streaming=True)
-    if path.suffix in readers:
-        if not path.is_file():
-            raise TrainingDataError(f"{source}: expected a file; found none. Paths start from the working directory.")
-        return readers[path.suffix](path)
-    if path.exists():
+    path = source_path(source)
+    kind = _kind_of(path)
+    if kind == "folder":
+        return read_folder(path, split, name, lambda file: READERS[file.suffix](file, format))
+    if path.suffix in (*READERS, ".parquet"):
+        if kind != "file":
+            raise TrainingDataError(
+                f"{shown(source)}: expected a file; found {kind}. Paths start from the working directory."
+            )
+        return read_parquet(path) if path.suffix == ".parquet" else READERS[path.suffix](path, format)
+    if kind != "none":
         raise TrainingDataError(
-            f"{source}: expected a file named {', '.join(f'*{suffix}' for suffix in readers)}, a folder or the id of a "
-            f"data set; found the suffix {path.suffix!r}. Convert the file, or rename it."
+            f"{source}: expected a file named {', '.join(f'*{suffix}' for suffix in (*READERS, '.parquet'))}, a folder "
+            f"or the id of a data set; found {kind} with the suffix {path.suffix!r}. Convert the file, or rename it."
         )
     if _HUB_ID.fullmatch(source) is None:
-        raise TrainingDataError(f"{source}: expected a file, a folder or the id of a data set; found none of these.")
-    return _read_dataset(source, source, name=name, split=split)
-
-
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """JSON objects, one a line; empty lines are passed over."""
-    with path.open("rb") as file:
-        for line, content in enumerate(file, start=1):
-            if content.strip():
-                yield line, _parse_object(content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content)
-
-
-def _parse_object(content: bytes) -> Mapping[str, Any] | str:
-    try:
-        record = json.loads(content.decode())
-    except UnicodeDecodeError as error:
-        return f"is not UTF-8 (byte {error.start + 1} of the line)"
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON ({error})"
-    return record if isinstance(record, dict) else f"must be a JSON object; found {type(record).__name__}"
-
-
-def _read_table(path: Path, delimiter: str) -> Iterator[Record]:
-    # Bytes that are not UTF-8 become lone surrogates, which the check of the values finds, with the line.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = _read_header(reader, path)
-        while True:
-            line = reader.line_num + 1
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield line, f"is not {path.suffix[1:].upper()} ({error})"
-                continue
-            if len(values) == len(header):
-                yield line, dict(zip(header, values, strict=True))
-            elif values:
-                yield line, f"must have {len(header)} values, one for each column; found {len(values)}"
-
-
-def _read_header(reader: Iterator[list[str]], path: Path) -> list[str]:
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
         raise TrainingDataError(
-            f"{path}:1: expected the names of the columns; found something else ({error})."
-        ) from error
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise TrainingDataError(f"{path}:1: expected a name for each column; found {repeated} twice. Rename one.")
-    return header
+            f"{shown(source)}: expected a file, a folder or the id of a data set; found none of these."
+        )
+    return read_dataset(source, source, name=name, split=split)
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
-    # Streaming reads the file itself; otherwise datasets would first write a copy to its cache.
-    return _read_dataset(str(path), "parquet", data_files=str(path), split="train", streaming=True)
+def source_path(source: object) -> Path:
+    """The path that a source of rows may name.
 
-
-def _read_dataset(source: str, builder: str, **arguments: Any) -> Iterator[Record]:
-    """Rows of what ``datasets.load_dataset(builder, **arguments)`` finds."""
+    Raises:
+        TrainingDataError: it cannot be one.
+    """
     try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"reading {source} needs the package datasets; install it with pip install 'ruprompt-fast[train]'."
-        ) from error
-    # RuntimeError: a data set that is a script, which datasets does not run any more.
-    errors = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-    try:
-        dataset = datasets.load_dataset(builder, **arguments)
-        first = next(iter(dataset), None)  # opens the files
-    except errors as error:
-        raise TrainingDataError(
-            f"{source}: expected a file, a folder or the id of a data set, with the split {arguments['split']!r}; it "
-            f"cannot be read: {error}"
-        ) from error
-    if first is None:
-        return iter(())
-    return enumerate(dataset, start=1)
+        path = local_path(source)
+        path.exists()
+    except (PromptFileError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingDataError(f"expected a source of rows; found {shown(source)} ({reason}).") from error
+    return path
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return "folder"
+    if path.is_file():
+        return "file"
+    return "a pipe or a device" if path.exists() else "none"
+
+
+READERS: dict[str, Callable[[Path, RowFormat], Iterator[Record]]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_table,
+    ".tsv": read_table,
+}
+"""What reads the files of each suffix."""

@@ -16,6 +16,8 @@ from ruprompt_fast.errors import FileWriteError, RupromptError
 # Names of what the process has open already, whatever that is: a terminal, a pipe, a file that a shell writes.
 _OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/[^/]+/fd/\d+")
 
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
 _READ_BYTES = 1 << 20
 
 # What torch.save says in its RuntimeError where it cannot write.
@@ -48,6 +50,11 @@ def write_all(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is one that ``write_atomically`` gives a file until it is complete."""
+    return _UNFINISHED.fullmatch(name) is not None
 
 
 def file_digest(path: Path) -> str:

@@ -324,7 +324,7 @@ def test_a_run_is_resumed_with_its_own_configuration_only(
         train(replace(config, resume=True, output=str(tmp_path)))
 
 
-@pytest.mark.parametrize("written", [".config.yaml.0123", "config.yaml"])
+@pytest.mark.parametrize("written", [f".{'0a' * 16}.tmp", "config.yaml"])
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(
     written: str, finished: tuple[TrainConfig, TrainOutcome], tmp_path: Path
 ) -> None:
