@@ -40,6 +40,11 @@ PICKLES = [
         archive(PICKLE + b")" + b"\x85" * 1_000_000 + b".", compression=zipfile.ZIP_DEFLATED),
         "compressed",
     ),
+    rows_bin(
+        "a million nested tuples as a key",
+        archive(PICKLE + b"})" + b"\x85" * 1_000_000 + b"Ns.", compression=zipfile.ZIP_DEFLATED),
+        "compressed",
+    ),
     pickled("a million nested tuples, stored", PICKLE + b")" + b"\x85" * 1_000_000 + b".", "tuples in tuples"),
     pickled("many nested tuples of tuples", PICKLE + b")" + b"\x85" * 4 + b".", "tuples in tuples"),
     pickled("many nested lists", PICKLE + b"]" * 45_000 + b"a" * 44_999 + b".", "type list"),
