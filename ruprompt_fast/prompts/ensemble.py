@@ -94,7 +94,7 @@ class PromptEnsemble:
         templates = list(dict.fromkeys(member.format.template for member in self.members))
         if len(templates) > 1:
             raise PromptMismatchError(
-                f"an ensemble's members share one template; found {shown(templates)}. Use MultiPrompt for several tasks."
+                f"an ensemble's members share one template; found {shown(templates)}. Use MultiPrompt for several."
             )
         for part in ("format", "provider"):
             if len({id(getattr(member, part)) for member in self.members}) < len(self.members):

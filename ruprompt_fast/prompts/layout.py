@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from ruprompt_fast.errors import FieldTypeError, MissingFieldError, shown
+from ruprompt_fast.prompts.texts import is_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Layout:
 
         Raises:
             MissingFieldError: a field has no value, or the value None.
-            FieldTypeError: a value is not a string, or the item not a mapping.
+            FieldTypeError: a value is not a string or no text, or the item not a mapping.
         """
         if not isinstance(item, Mapping):
             raise FieldTypeError(
@@ -131,6 +132,10 @@ class Layout:
     def _value(self, item: Mapping[str, Any], name: str) -> str:
         value = item.get(name)
         if isinstance(value, str):
+            if not is_text(value):
+                raise FieldTypeError(
+                    f"the field {shown(name)} must be text; {shown(value)} holds half a character, a lone surrogate."
+                )
             return value
         if value is None:
             raise MissingFieldError(

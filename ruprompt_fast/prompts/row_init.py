@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError
+from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
 from ruprompt_fast.prompts.template import is_marker
+from ruprompt_fast.prompts.texts import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,16 +57,16 @@ class RowInit:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(InitMode):
-            raise PromptInitError(f"init must be one of {', '.join(get_args(InitMode))}; found {self.mode!r}.")
+            raise PromptInitError(f"init must be one of {', '.join(get_args(InitMode))}; found {shown(self.mode)}.")
         for mode, value in (("text", self.text), ("labels", self.labels)):
             if (value is not None) != (self.mode == mode):
                 raise PromptInitError(f"init={mode!r} and the argument {mode} belong together; give both or neither.")
-        if self.text is not None and not isinstance(self.text, str):
-            raise PromptInitError(f"text must be a string; found {type(self.text).__name__}.")
+        if self.text is not None and not (isinstance(self.text, str) and is_text(self.text)):
+            raise PromptInitError(f"text must be a string of whole characters; found {shown(self.text)}.")
         if self.labels is not None and (
-            isinstance(self.labels, str) or not all(isinstance(x, str) for x in self.labels)
+            isinstance(self.labels, str) or not all(isinstance(x, str) and is_text(x) for x in self.labels)
         ):
-            raise PromptInitError("labels must be a list of strings, one for each class.")
+            raise PromptInitError(f"labels must be a list of strings, one for each class; found {shown(self.labels)}.")
         if self.seed is not None and self.generator is not None:
             raise PromptInitError("give a seed or a generator, not both.")
 
@@ -140,7 +141,7 @@ class RowInit:
     def _ids(self, text: str) -> list[int]:
         ids = cast("list[int]", self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
         if not ids:
-            raise PromptInitError(f"the text {text!r} has no tokens to initialize rows from.")
+            raise PromptInitError(f"the text {shown(text)} has no tokens to initialize rows from.")
         return ids
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -210,7 +211,7 @@ def check_tokens(ids: Sequence[int], table_size: int) -> None:
     unknown = [i for i in ids if not 0 <= i < table_size]
     if unknown:
         raise PromptInitError(
-            f"cannot initialize rows from the tokens {unknown}: the model's table has {table_size} rows. "
+            f"cannot initialize rows from the tokens {shown(unknown)}: the model's table has {table_size} rows. "
             "Use the model's own tokenizer."
         )
 

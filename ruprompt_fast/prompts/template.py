@@ -18,7 +18,7 @@ from string import Formatter
 from ruprompt_fast.errors import TemplateError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, RowsFromText, TemplatePart, Text, join_neighbours
 from ruprompt_fast.prompts.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
-from ruprompt_fast.prompts.reading.json_object import is_text
+from ruprompt_fast.prompts.texts import is_text
 
 PROMPT_TOKEN = "<|P|>"
 """The marker of one soft row in a compiled template."""
@@ -159,15 +159,15 @@ def marker_for_key(key: str | None) -> str:
     """The marker of a prompt that is served under ``key``, or of one that is served alone.
 
     Raises:
-        TemplateError: the key is not a string or holds a part of a marker.
+        TemplateError: the key is no text, is too long, or holds a part of a marker.
     """
     if key is None:
         return PROMPT_TOKEN
     marker = PROMPT_TOKEN_FOR_KEY.replace("{key}", key) if isinstance(key, str) else ""
     match = MARKER_PATTERN.fullmatch(marker)
-    if match is None or match["key"] != key:
+    if match is None or match["key"] != key or not is_text(marker):
         raise TemplateError(
-            f"a prompt's key must be a string without '<|[' and 'P|>', of at most {MAX_KEY_CHARS} characters; found "
+            f"a prompt's key must be a text without '<|[' and 'P|>', of at most {MAX_KEY_CHARS} characters; found "
             f"{shown(key)}."
         )
     return marker

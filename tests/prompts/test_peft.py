@@ -98,6 +98,27 @@ class TestMultitask:
         with pytest.raises(NonFiniteRowsError):
             Prompt.from_pretrained(tmp_path, task_id=1)
 
+    def test_half_precision_is_computed_in_float32(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        """4 * 300 * 300 is more than half precision holds, and so is what 300 * 300 would be on the way."""
+        tensors["prompt_embeddings"].fill_(0.5)
+        for name in ("prefix_task_cols", "prefix_task_rows"):
+            tensors[name].fill_(300)
+        adapter(tmp_path, "MULTITASK_PROMPT_TUNING", {name: tensor.half() for name, tensor in tensors.items()})
+        rows = Prompt.from_pretrained(tmp_path, task_id=1).rows()
+        assert torch.equal(rows, torch.full((4, WIDTH), 0.5 * 2 * 300 * 300))
+
+    def test_pickled_factors(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        adapter(tmp_path, "MULTITASK_PROMPT_TUNING", tensors)
+        expected = Prompt.from_pretrained(tmp_path, task_id=2).rows()
+        (tmp_path / "adapter_model.safetensors").unlink()
+        torch.save(tensors, tmp_path / "adapter_model.bin")
+        assert torch.equal(Prompt.from_pretrained(tmp_path, task_id=2).rows(), expected)
+
+    def test_a_rank_that_is_not_low(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        tensors["prefix_task_cols"], tensors["prefix_task_rows"] = torch.rand(3, 4, 257), torch.rand(3, 257, WIDTH)
+        with pytest.raises(PromptFileError, match="of a rank from 1 to 256"):
+            Prompt.from_pretrained(adapter(tmp_path, "MULTITASK_PROMPT_TUNING", tensors), task_id=0)
+
     def test_other_adapters_have_no_tasks(self, tmp_path: Path) -> None:
         with pytest.raises(PromptFileError, match="expected a multitask adapter for task 1; found PROMPT_TUNING"):
             Prompt.from_pretrained(adapter(tmp_path), task_id=1)
@@ -109,7 +130,7 @@ class TestRefusals:
         with pytest.raises(PromptFileError, match="Use PEFT for it"):
             Prompt.from_pretrained(adapter(tmp_path, kind))
 
-    @pytest.mark.parametrize("count", [None, 0, "4"])
+    @pytest.mark.parametrize("count", [None, 0, "4", True, 4.0, 20_001, 10**17])
     def test_num_virtual_tokens(self, tmp_path: Path, count: object) -> None:
         with pytest.raises(PromptFileError, match="num_virtual_tokens"):
             Prompt.from_pretrained(adapter(tmp_path, num_virtual_tokens=count))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.limits import MAX_INTEGER_DIGITS, MAX_JSON_BRACKETS, MAX_JSON_BYTES, MAX_JSON_DEPTH
 from ruprompt_fast.prompts.reading.regular_file import open_regular
+from ruprompt_fast.prompts.texts import is_text
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -114,12 +115,3 @@ def _items(value: dict[str, Any] | list[Any], with_keys: bool) -> Iterator[Any]:
     if with_keys:
         yield from value
     yield from value.values()
-
-
-def is_text(text: str) -> bool:
-    """Whether a string can be written as UTF-8: it has no lone surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
