@@ -7,11 +7,27 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+import yaml
+
 from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.data import nearest, scalar_text
 
 Config = TypeVar("Config")
+
+_PARSING_ERRORS = (
+    OSError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    RecursionError,
+    SyntaxError,
+    yaml.YAMLError,
+)
+_DETAIL_CHARS = 1000
 
 _FLAGS = ("-h", "--help", "--print_config")
 
@@ -48,10 +64,14 @@ def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Con
         made = parser.instantiate(namespace)
     except RupromptError:
         raise
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+    # jsonargparse takes values for YAML and for names of files and of code, with all that these may raise.
+    except (jsonargparse.ArgumentError, *_PARSING_ERRORS) as error:
         if isinstance(error.__cause__, RupromptError):
             raise error.__cause__ from error
-        raise ConfigError(f"{_one_line(error)}; see {prog} --help.") from error
+        detail = _one_line(error)
+        if len(detail) > _DETAIL_CHARS:
+            detail = f"{detail[: _DETAIL_CHARS // 2]} ... {detail[-_DETAIL_CHARS // 2 :]}"
+        raise ConfigError(f"{detail}; see {prog} --help.") from error
     return kind(**{part.name: made[part.name] for part in fields(cast(Any, kind))})
 
 

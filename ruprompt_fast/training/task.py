@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError
+from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Text, field_names
 from ruprompt_fast.prompts.template import parse_template
 
@@ -52,18 +52,23 @@ class Task:
     truncation_field: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.objective not in get_args(Objective):
-            raise TaskError(f"objective must be one of {', '.join(get_args(Objective))}; found {self.objective!r}.")
+            raise TaskError(
+                f"objective must be one of {', '.join(get_args(Objective))}; found {shown(self.objective)}."
+            )
         self._check_target()
         self._check_labels()
         known = [*self.fields, *self.target_fields]
         unknown = [name for name in self.columns if name not in known]
         if unknown:
-            raise TaskError(f"columns renames {unknown}; the fields of template and target are {known}.")
+            raise TaskError(f"columns renames {shown(unknown)}; the fields of template and target are {known}.")
         if self.truncation_field is not None and self.truncation_field not in self.fields:
-            raise TaskError(f"truncation_field must be one of {list(self.fields)}; found {self.truncation_field!r}.")
+            raise TaskError(
+                f"truncation_field must be one of {list(self.fields)}; found {shown(self.truncation_field)}."
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise TaskError(f"max_tokens must be at least 1; found {self.max_tokens}.")
+            raise TaskError(f"max_tokens must be at least 1; found {shown(self.max_tokens)}.")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -125,16 +130,19 @@ class Task:
             LabelError: the class has no label word.
         """
         classes = [str(key) for key in self.labels or {}]
-        value = str(self._value(row, str(self.label_field)))
+        found = self._value(row, str(self.label_field))
+        value = str(found) if isinstance(found, str | int | float) else None
         if value not in classes:
-            raise LabelError(f"the column {self.label_field!r} holds {value!r}; labels has words for {classes}.")
+            raise LabelError(
+                f"the column {self.label_field!r} holds {shown(found)}; labels has words for {shown(classes, 400)}."
+            )
         return classes.index(value)
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
         value = row.get(column) if isinstance(row, Mapping) else None
         if value is None:
-            found = list(row) if isinstance(row, Mapping) else type(row).__name__
-            raise MissingFieldError(f"the column {column!r} has no value; the row has {found}.")
+            found = list(row) if isinstance(row, Mapping) else row
+            raise MissingFieldError(f"the column {column!r} has no value; the row has {shown(found)}.")
         return value
 
     def _text(self, row: Mapping[str, Any], column: str) -> str:
@@ -143,7 +151,33 @@ class Task:
             raise FieldTypeError(
                 f"the column {column!r} must hold strings; found {type(value).__name__}. Convert it with str() first."
             )
+        if not _is_text(value):
+            raise FieldTypeError(
+                f"the column {column!r} must hold text; found half a character, a lone surrogate, in {shown(value)}."
+            )
         return value
+
+    def _check_types(self) -> None:
+        """Check what the other checks take for granted."""
+        for name in ("template", "target", "label_field", "truncation_field"):
+            value = getattr(self, name)
+            if value is not None or name == "template":
+                _check_text(name, value, TaskError)
+        limit = self.max_tokens
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise TaskError(f"max_tokens must be a whole number, or None; found {shown(limit)}.")
+        if not isinstance(self.columns, Mapping):
+            raise TaskError(f"columns must map fields to columns; found {shown(self.columns)}.")
+        for column in self.columns.values():
+            _check_text("a column", column, TaskError)
+        if self.labels is not None and not isinstance(self.labels, Mapping):
+            raise LabelError(f"labels must map every class to its word; found {shown(self.labels)}.")
+        for key, word in (self.labels or {}).items():
+            _check_text("a label word", word, LabelError)
+            if not isinstance(key, str | int | float):
+                raise LabelError(f"a class must be named by a string or a number; found {shown(key)}.")
+            if isinstance(key, str):
+                _check_text("a class", key, LabelError)
 
     def _check_target(self) -> None:
         if self.objective == "classification":
@@ -166,10 +200,27 @@ class Task:
         if self.label_field is None or len(words) < 2 or not all(isinstance(word, str) and word for word in words):
             raise LabelError(
                 "a classification needs label_field, and labels with a word for each of at least two classes; found "
-                f"label_field={self.label_field!r}, labels={self.labels!r}."
+                f"label_field={shown(self.label_field)}, labels={shown(self.labels)}."
             )
         if len(set(words)) < len(words):
-            raise LabelError(f"every class needs a label word of its own; found {words}.")
+            raise LabelError(f"every class needs a label word of its own; found {shown(words)}.")
+        if len({str(key) for key in self.labels or {}}) < len(words):
+            raise LabelError(f"two classes have the same name as text; found {shown(list(self.labels or {}))}.")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_text(what: str, value: object, error: type[TaskError | LabelError]) -> None:
+    if not isinstance(value, str):
+        raise error(f"{what} must be a string; found {shown(value)}.")
+    if not _is_text(value):
+        raise error(f"{what} must be text; found half a character, a lone surrogate, in {shown(value)}.")
 
 
 def _text_parts(target: str) -> list[Text | Field]:
@@ -181,5 +232,5 @@ def _text_parts(target: str) -> list[Text | Field]:
     """
     parts = parse_template(target)
     if not all(isinstance(part, Text | Field) for part in parts):
-        raise TaskError(f"the target is text to generate and has no soft rows; found {target!r}.")
+        raise TaskError(f"the target is text to generate and has no soft rows; found {shown(target)}.")
     return [part for part in parts if isinstance(part, Text | Field)]

@@ -11,6 +11,7 @@ from corpora import corpus
 from ruprompt_fast import FastPromptModel, bundled
 from ruprompt_fast.cli import main
 from ruprompt_fast.training.data import load_rows
+from ruprompt_fast.training.row_format import RowFormat
 
 CONFIG = Path(__file__).parents[2] / "examples" / "tasks" / "detoxification.yaml"
 
@@ -51,6 +52,7 @@ def test_detoxification_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_row_of_the_files_can_be_used() -> None:
     for name, size in (("train", 6948), ("dev", 800)):
-        loaded = load_rows(str(corpus(f"russe_detox/{name}.tsv")), ["toxic_comment", "neutral_comment1"])
+        columns = ["toxic_comment", "neutral_comment1"]
+        loaded = load_rows(str(corpus(f"russe_detox/{name}.tsv")), columns, format=RowFormat(quoting="standard"))
         assert len(loaded.rows) == size
         assert loaded.bad == []
