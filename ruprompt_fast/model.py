@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -34,7 +34,7 @@ from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_reque
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.engine.tasks import GenerationTask, make_tasks
 from ruprompt_fast.engine.texts import most_chars
-from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError
+from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, UnknownPromptError, shown
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 
 if TYPE_CHECKING:
@@ -124,10 +124,12 @@ class FastPromptModel:
             host_cache_bytes: host memory for prefixes that had to leave the pages.
 
         Raises:
-            SettingError: a size or dtype that cannot work.
-            UnsupportedModelError: a model object without ``name_or_path`` and no tokenizer, or no token table.
-            PromptFileError, HubError, PromptMismatchError, NonFiniteRowsError: a prompt cannot be loaded. Nothing is
-                changed in a model object then.
+            SettingError: a size, dtype or device that cannot work.
+            UnsupportedModelError: a model object without ``name_or_path`` and no tokenizer, one that cannot generate or
+                has no token table, or something else than a model.
+            HubError: the model or tokenizer cannot be read.
+            PromptFileError, HubError, PromptInitError, PromptMismatchError, NonFiniteRowsError, TokenIdError: a prompt
+                cannot be loaded. Nothing is changed in a model object then.
         """
         options = EngineOptions(
             max_batch_size, max_step_tokens, kv_cache_bytes, prefix_cache_bytes, host_cache_bytes, int8=is_int8(dtype)
@@ -169,6 +171,8 @@ class FastPromptModel:
             UnsupportedModelError: it is a deep prompt, and the model an encoder-decoder or one whose layers differ.
             TemplateError: it is a deep prompt whose rows are not one run at the very start.
             NonFiniteRowsError: its rows are not finite.
+            FieldTypeError: the name is no string.
+            TokenIdError: its template holds a token that the model has no row for.
         """
         self._registry.add(name, _load_prompt(prompt))
         self._dispatcher.forget_retired()
@@ -193,6 +197,8 @@ class FastPromptModel:
             CapacityError: a prefix is longer than the memory for prefixes.
             EngineStepError: a step that computes a prefix failed.
         """
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Iterable, NoneType)):
+            raise UnknownPromptError(f"prompts must be a list of names, or None for all; found {shown(prompts)}.")
         loaded = self._registry.entries() if prompts is None else [self._registry.loaded(name) for name in prompts]
         self._dispatcher.warm_up(loaded)
 
@@ -243,7 +249,8 @@ class FastPromptModel:
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
             UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError, EmptyInputError,
-                ContextLengthError, CapacityError: a request is wrong. Nothing is generated for the others then.
+                ContextLengthError, CapacityError, TokenIdError: a request is wrong. Nothing is generated for the others
+                then.
             SettingError: a setting has a value that cannot work, or is one of those that are not supported.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: a step of the engine failed.
@@ -314,7 +321,8 @@ class FastPromptModel:
             labels: the label words as they stand behind the input, with a leading space where the text needs one.
 
         Raises:
-            LabelError: the labels are too few or cannot be told apart; and what :meth:`generate` raises.
+            LabelError: the labels are no list, too few or too many, too long, or cannot be told apart.
+            TokenIdError: a label holds a token that the model has no row for; and what :meth:`generate` raises.
         """
         requests = self._encode(inputs, prompt)
         known = min(self._embedding.num_embeddings, self.model.config.get_text_config().vocab_size)
@@ -332,7 +340,7 @@ class FastPromptModel:
 
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
-                EmptyInputError: see :meth:`generate`.
+                EmptyInputError, ContextLengthError, TokenIdError: see :meth:`generate`.
         """
         return [len(request.input_ids) for request in self._encode(inputs, prompt)]
 

@@ -11,14 +11,19 @@ from ruprompt_fast.routing.context import UNBOUNDED_CONTEXT, context_length
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-CHARS_PER_POSITION = 100
-"""Characters of an input at most, for each position of the context: twenty times what words of a language have. More is
-refused before it is tokenized, which takes a second for every few million characters."""
+_CHARS_PER_POSITION = 100
+_CHARS_AT_ONCE = 1_000_000
+_LEAST_CHARS_PER_POSITION = 8
 
 
 def most_chars(model_config: PretrainedConfig) -> int:
-    """Characters that an input of this model may have."""
-    return CHARS_PER_POSITION * (context_length(model_config) or UNBOUNDED_CONTEXT)
+    """Characters that an input of this model may have.
+
+    Those are 100 for each position of the context, twenty times what a token has on average; but not more than a
+    million, whose tokens take a second or two, unless the context is so long that these are less than 8 for each.
+    """
+    positions = context_length(model_config) or UNBOUNDED_CONTEXT
+    return min(_CHARS_PER_POSITION * positions, max(_CHARS_AT_ONCE, _LEAST_CHARS_PER_POSITION * positions))
 
 
 def check_fields_text(fields: Mapping[str, Any], index: int, limit: int | None) -> None:
@@ -45,8 +50,8 @@ def check_fields_text(fields: Mapping[str, Any], index: int, limit: int | None) 
         total += len(value)
     if limit is not None and total > limit:
         raise ContextLengthError(
-            f"input {index} has {total} characters; for the model's context there may be {limit}, "
-            f"{CHARS_PER_POSITION} for each position. Shorten it."
+            f"input {index} has {total} characters; no text of more than {limit} is taken for the model's context. "
+            "Shorten it."
         )
     for name, value in fields.items():
         check_encodable(value or "", f"the field {shown(name)} of input {index}", FieldTypeError)

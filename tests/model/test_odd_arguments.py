@@ -83,6 +83,11 @@ def test_names_of_prompts(model: FastPromptModel, name: Any) -> None:
     quick(lambda: model.generate(["да", "да"], name, max_new_tokens=2), errors.UnknownPromptError, "name|loaded")
 
 
+@pytest.mark.parametrize("names", ["short", 5, b"short"])
+def test_names_to_warm_up(model: FastPromptModel, names: Any) -> None:
+    quick(lambda: model.warm_up(names), errors.UnknownPromptError, "list of names")
+
+
 @pytest.mark.parametrize("name", [5, None, [], {"a"}])
 def test_names_to_load_prompts_under(model: FastPromptModel, name: Any) -> None:
     quick(lambda: model.add_prompt(name, model.prompts["short"]), errors.FieldTypeError, "name")

@@ -77,7 +77,8 @@ def _cache_implementation(name: str, value: Any, limits: Limits) -> str:
 def _cache_config(name: str, value: Any, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise SettingError(f"{name} must be a dict; found {shown(value)}.")
-    return {key: None if entry is None else opaque(f"{name}[{key!r}]", entry, limits) for key, entry in value.items()}
+    found: dict[str, Any] = opaque(name, value, limits)
+    return found
 
 
 def _compile_config(name: str, value: Any, limits: Limits) -> Any:

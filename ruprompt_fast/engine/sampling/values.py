@@ -29,6 +29,7 @@ MOST_ENDS = 128
 """Ends of text at most: beam search keeps one more candidate of every beam for each of them."""
 
 _LEAST_SEQUENCE_IDS = 1 << 16
+_DEEPEST = 3
 _LISTS = (list, tuple, set, frozenset, range)
 
 
@@ -268,17 +269,26 @@ def unsupported(*neutral: Any) -> Reader:
 
 
 def opaque(name: str, value: Any, limits: Limits) -> Any:
-    """A setting that only transformers knows: a plain value of modest size."""
-    found = plain(value)
-    if isinstance(found, str) and len(found) <= MOST_STOP_CHARS:
-        return found
-    if isinstance(found, (bool, int)) and -LARGEST_INT <= found <= LARGEST_INT:
-        return found
-    if isinstance(found, float) and math.isfinite(found):
-        return found
-    is_list = isinstance(found, (list, tuple)) and len(found) <= MOST_STOP_CHARS
-    if is_list and not any(isinstance(entry, (list, tuple)) for entry in found):
-        return [opaque(name, entry, limits) for entry in found]
-    raise SettingError(
-        f"{name} must be a truth value, a finite number, a short string, or a list of these; found {shown(value)}."
-    )
+    """A setting that only transformers knows: plain values of modest size, as files hold them."""
+    try:
+        return _copied(plain(value), _DEEPEST)
+    except ValueError:
+        raise SettingError(
+            f"{name} must be a truth value, a finite number, a short string, or a short list or dict of these; found "
+            f"{shown(value)}."
+        ) from None
+
+
+def _copied(value: Any, depth: int) -> Any:
+    """A copy of a plain value; ``ValueError`` for anything else."""
+    if value is None or (isinstance(value, str) and len(value) <= MOST_STOP_CHARS):
+        return value
+    if isinstance(value, (bool, int)) and -LARGEST_INT <= value <= LARGEST_INT:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if depth and isinstance(value, (list, tuple)) and len(value) <= MOST_STOP_CHARS:
+        return [_copied(entry, depth - 1) for entry in value]
+    if depth and isinstance(value, Mapping) and len(value) <= MOST_STOP_CHARS:
+        return {_copied(key, 0): _copied(entry, depth - 1) for key, entry in value.items()}
+    raise ValueError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -202,3 +203,12 @@ def test_what_beams_cannot_do() -> None:
         BeamSearch(SamplingParams(max_new_tokens=3, num_beams=2, do_sample=True), INPUT, VOCAB)
     with pytest.raises(SettingError, match="stop_strings"):
         BeamSearch(SamplingParams(max_new_tokens=3, num_beams=2, stop_strings=("a",)), INPUT, VOCAB)
+
+
+@pytest.mark.parametrize("penalty", [-25.0, -3.0, 25.0])
+def test_any_length_penalty_leaves_a_result(model: PreTrainedModel, penalty: float) -> None:
+    """transformers takes a score that a negative power makes lower than its stand-in for none as none."""
+    params = params_of(config_of(num_beams=4, max_new_tokens=10, length_penalty=penalty))
+    results = search(model, params).results()
+    assert results[0].token_ids
+    assert math.isfinite(results[0].score)

@@ -181,3 +181,41 @@ def test_nothing_left_to_choose() -> None:
 )
 def test_finish_reason(new_ids: list[int], reason: str | None) -> None:
     assert finish_reason(params(eos_token_ids=(2, 3)), new_ids) == reason
+
+
+EXTREMES: dict[str, dict[str, Any]] = {
+    "cold": {"do_sample": True, "temperature": 1e-30},
+    "hot": {"do_sample": True, "temperature": 1e30},
+    "penalty": {"repetition_penalty": 1e6, "logit_bias": ((5, 1e20), (6, -1e300))},
+    "small penalty": {"repetition_penalty": 1e-6, "sequence_bias": (((5,), 1e20), ((5, 6), 1e20))},
+    "counts": {"presence_penalty": -1e20, "frequency_penalty": -1e20},
+    "growth": {"exponential_decay_length_penalty": (0, 1e300), "eos_token_ids": (2,)},
+    "growth of what is large": {
+        "exponential_decay_length_penalty": (0, 1e300),
+        "eos_token_ids": (5,),
+        "logit_bias": ((5, 1e20),),
+        "repetition_penalty": 1e-6,
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_scores_stay_numbers_under_the_most_extreme_settings(name: str) -> None:
+    row = SamplingRow(params(**EXTREMES[name]), [5, 6], [5, 5, 6])
+    with np.errstate(all="raise", under="ignore"):
+        (found,) = sample(random_logits(1), [row])
+    best = int(random_logits(1).argmax())
+    expected = {"cold": best, "penalty": 5, "small penalty": 5, "counts": 5, "growth of what is large": 5}
+    if name in expected:
+        assert found.token_ids == [expected[name]]
+
+
+def test_biases_of_sequences_add_up() -> None:
+    """Those of single tokens and of sequences that end here, in whatever order they are given."""
+    biases = (((5,), 1.0), ((6, 5), 2.0), ((5, 6, 5), 4.0), ((7, 5), 100.0), ((6, 9), 8.0), ((6, 5, 6, 5), 100.0))
+    logits = torch.zeros(1, VOCAB)
+    for order in (biases, biases[::-1]):
+        row = SamplingRow(params(sequence_bias=order, logprobs=True), [5], [6])
+        (found,) = sample(logits, [row])
+        assert found.token_ids == [9]
+        assert found.logprobs == pytest.approx([8 - np.log(np.exp(8) + np.exp(7) + VOCAB - 2)], abs=LOGPROB_ERROR)
