@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import NonFiniteRowsError, NotInitializedError, PromptInitError, PromptMismatchError
 from ruprompt_fast.prompts.kv_shape import KVShape
+from ruprompt_fast.prompts.reading.rows import all_finite
 from ruprompt_fast.prompts.row_init import InitMode, RowInit
 from ruprompt_fast.prompts.tensor_files import write_rows
 
@@ -184,7 +185,7 @@ def given_rows(weights: Tensor) -> nn.Parameter:
         raise PromptInitError(
             f"rows must be floating-point numbers [rows, width]; found {weights.dtype} {list(weights.shape)}."
         )
-    if not bool(torch.isfinite(weights).all()):
+    if not all_finite(weights):
         raise NonFiniteRowsError("the rows contain NaN or infinity; take them from an earlier checkpoint.")
     return nn.Parameter(weights.detach().clone())
 

@@ -55,9 +55,14 @@ def finite_rows(rows: Tensor, path: Path) -> Tensor:
     Raises:
         NonFiniteRowsError: NaN or infinity among the numbers.
     """
-    # The extremes are NaN if any number is; unlike isfinite() of all, they take no memory.
-    if not bool(torch.stack(torch.aminmax(rows)).isfinite().all()):
+    if not all_finite(rows):
         raise NonFiniteRowsError(
             f"{path}: expected numbers; found NaN or infinity among the rows. Take an earlier checkpoint of the prompt."
         )
     return rows
+
+
+def all_finite(numbers: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among some numbers, of which there is at least one."""
+    # The extremes are NaN if any number is; unlike isfinite() of all, they take no memory.
+    return bool(torch.stack(torch.aminmax(numbers.detach())).isfinite().all())
