@@ -24,7 +24,7 @@ from ruprompt_fast.prompts.tensor_files import write_atomically, write_text
 from ruprompt_fast.runs.config import config_yaml
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
-from ruprompt_fast.training.writing import is_unfinished
+from ruprompt_fast.training.writing import is_unfinished, remove_unfinished
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -53,6 +53,7 @@ def claimed_output(folder: Path, config: Any) -> Iterator[None]:
         check_output(folder, config)
     with owning_folder(folder):
         check_output(folder, config)
+        remove_unfinished(folder)
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ from ruprompt_fast.training.manifest import (
     write_manifest,
 )
 from ruprompt_fast.training.stored_state import read_state
-from ruprompt_fast.training.writing import is_unfinished
+from ruprompt_fast.training.writing import is_unfinished, remove_unfinished
 
 RUN_FILE = "training_run.json"
 
@@ -85,6 +85,7 @@ class RunFolder:
         known = self._known_run()
         if known is not None:
             self._check_identity(known, self.root / RUN_FILE)
+            remove_unfinished(self.root)
             self._remove_incomplete()
 
     def latest(self, needs_best: bool = False) -> Path | None:

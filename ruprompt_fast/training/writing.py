@@ -57,6 +57,13 @@ def is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed was writing to its own folder: files that never got their names."""
+    for path in folder.iterdir():
+        if is_unfinished(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     digest = hashlib.sha256()

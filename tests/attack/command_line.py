@@ -32,7 +32,8 @@ VALUES = [
     "*a", "&a [*a]", "!!python/object/apply:os.system [true]", "!!binary x", "2020-01-01", "0x10", "0o17", "1:30",
     "\x00", "a\x00b", "\udcff\udcfe", "\ud800", "\x1b[31m", "а" * 5000, "x" * 300, "/" + "y/" * 2500, "~nobody/x", "~",
     "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/", ".", "..", "./", "//", "/root/x\n", "a\nb", "\t",
-    "<P*3>", "{", "}", "{}", "{text", "<P*99999999999>", "<P*3>{text}{text}", "{text!r}", "{0}", "<P*2>{a.b}", "<P>" * 50,
+    "<P*3>", "{", "}", "{}", "{text", "<P*99999999999>", "<P*3>{text}{text}", "{text!r}", "{0}", "<P*2>{a.b}",
+    "<P>" * 50,
     "https://example.invalid/x", "a/b/c", "-", "--", "---", "=", "a=b", "%s", "$HOME", "${x}", "'", '"', "`", "\\",
     "text2text", "classification", "style", "bfloat16", "float16", "cuda:99", "meta", "mps", "cpu:7", "skip", "fail",
 ]  # fmt: skip
@@ -95,7 +96,7 @@ def judge(tally: Tally, arguments: list[str]) -> None:
     lines = [line for line in said.splitlines() if line.startswith("ruprompt-fast: ")]
     if time.monotonic() - started > SLOW_SECONDS:
         tally.record("hung", what)
-    elif "Traceback" in said or "unexpected " in said:
+    elif "Traceback" in said or "RUPROMPT_FAST_TRACEBACK" in said:
         tally.record("raw", f"{said[-200:]}: {what}")
     elif status in (1, 2) and len(lines) == 1 and len(lines[0]) <= LONGEST_LINE:
         tally.record("refused")
