@@ -57,7 +57,11 @@ def write_members(save_directory: str | os.PathLike[str], members: Sequence[Prom
     with named_errors(folder):
         new = _write_to_new_folder(folder, members)
     text = json.dumps({"members": [f"{new}/{index}" for index in range(len(members))]}, indent=2) + "\n"
-    write_text(folder / ENSEMBLE_FILE_NAME, text)
+    try:
+        write_text(folder / ENSEMBLE_FILE_NAME, text)
+    except BaseException:
+        _remove_members(folder / new)
+        raise
     for old in replaced:
         _remove_members(old)
 

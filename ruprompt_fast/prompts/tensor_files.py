@@ -98,9 +98,8 @@ def write_together(files: Mapping[Path, Write]) -> None:
                 temporaries[target] = temporary
                 mode = temporary.stat().st_mode
                 write(temporary)
-                temporary.chmod(
-                    mode
-                )  # safetensors writes files that only their owner may read, whatever the umask says
+                # safetensors writes files that only their owner may read, whatever the umask says.
+                temporary.chmod(mode)
                 _sync(temporary)
         for target, temporary in temporaries.items():
             with named_errors(target):

@@ -192,6 +192,16 @@ class TestFailures:
                 assert isinstance(caught.value, OSError)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
+    @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, _link])
+    def test_an_index_that_cannot_be_written(
+        self, ensemble: PromptEnsemble, tmp_path: Path, make: Callable[[Path], None]
+    ) -> None:
+        make(tmp_path / "ensemble.json")
+        before = names(tmp_path)
+        with pytest.raises(FileWriteError, match="expected a file to write"):
+            ensemble.save_pretrained(tmp_path)
+        assert names(tmp_path) == before
+
     def test_no_file_changes_before_all_are_complete(self, prompt: Prompt, tmp_path: Path) -> None:
         """The last of the files cannot be written, so the first ones stay those of the old prompt."""
         prompt.save_pretrained(tmp_path)
