@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from prompts.hostile_cases import HOSTILE
+from prompts.hostile_files import Hostile
 from prompts.hub_server import OWNER, TOKEN, Hub, running_hub
 from prompts.tiny import WIDTH, tiny_model, tiny_tokenizer
 from safetensors.torch import save
@@ -71,6 +73,13 @@ class TestDownload:
         hub.create(REPO, files)
         assert load(hub, tmp_path).rows()[0, 0] == 2.0
         assert not [path for _, path in hub.requests if path.endswith((".bin", "huge_model.safetensors"))]
+
+    @pytest.mark.parametrize("hostile", [case for case in HOSTILE if "nested" in case.name], ids=lambda case: case.name)
+    def test_hostile_files(self, hub: Hub, tmp_path: Path, hostile: Hostile) -> None:
+        """What was downloaded is read like any other file."""
+        hub.create(REPO, {name: content for name, content in hostile.files.items() if isinstance(content, bytes)})
+        with pytest.raises(PromptFileError, match=hostile.found):
+            load(hub, tmp_path)
 
     def test_peft_adapter(self, hub: Hub, tmp_path: Path) -> None:
         config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "base_model_name_or_path": "gpt2"}
