@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,9 @@ PROVIDERS_KEY = "prompt_providers."
 
 MARKER_ROOM = 1024
 """Ids left free between the token table and the first row, for the markers of prompts attached later."""
+
+# The embedding whose rows a call brings, and these rows; every thread has its own.
+_CALL_ROWS: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("call_rows", default=None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,6 @@ class SplicedEmbedding(nn.Module):
         self._prompt_starts: list[int] = []
         self._markers: tuple[list[int], list[int], list[int]] = ([], [], [])
         self._rows_cache: tuple[tuple[Any, ...], Tensor] | None = None
-        self._call_rows: Tensor | None = None
         self.is_served = False  # whether an engine runs the model, with layers of its own
         # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
         self._original = (original,)
@@ -160,7 +163,7 @@ class SplicedEmbedding(nn.Module):
             MarkerCountError: a sequence holds another number of markers than the prompt has rows.
             TokenIdError: an id is in neither table.
         """
-        if self._markers[0] and self._call_rows is None:
+        if self._markers[0] and self._call_rows() is None:
             input_ids = resolve_markers(input_ids, *self._markers)
         rows = self.prompt_rows()
         if self._is_plain_lookup():
@@ -173,8 +176,8 @@ class SplicedEmbedding(nn.Module):
         Without the cache a decoding step would run an LSTM provider anew for every token. A change of a parameter is
         noticed by its version, which every operation on it raises, but one on its ``.data`` does not.
         """
-        if self._call_rows is not None:
-            return self._call_rows
+        if (given := self._call_rows()) is not None:
+            return given
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._compute_rows()
         key = self._rows_key()
@@ -186,15 +189,20 @@ class SplicedEmbedding(nn.Module):
 
     @contextmanager
     def rows_for_call(self, rows: Tensor) -> Iterator[None]:
-        """Within the block, ids from ``first_prompt_id`` on stand for these rows [rows, width], not for the slots'.
+        """Within the block, on this thread, ids from ``first_prompt_id`` on stand for these rows [rows, width].
 
-        For callers that bring the rows of one batch; they see to it that no other thread runs the model meanwhile.
+        They take the place of the slots' rows. Other threads that run the model keep their own.
         """
-        self._call_rows = rows
+        token = _CALL_ROWS.set((self, rows))
         try:
             yield
         finally:
-            self._call_rows = None
+            _CALL_ROWS.reset(token)
+
+    def _call_rows(self) -> Tensor | None:
+        # A compiled call never brings rows: the engine and generate run the module as it is.
+        given = None if torch.compiler.is_compiling() else _CALL_ROWS.get()
+        return given[1] if given is not None and given[0] is self else None
 
     def _compute_rows(self) -> Tensor:
         if not self.slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.build import BuiltEngine, EngineOptions, build_engine
+from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.generator import EngineGenerator, Progress
-from ruprompt_fast.engine.loop import FairLock
+from ruprompt_fast.engine.loop import StepLoop
 from ruprompt_fast.engine.padded import PaddedGenerator
 from ruprompt_fast.engine.padded_context import check_attached
 from ruprompt_fast.engine.registry import LoadedPrompt
@@ -55,8 +57,10 @@ class Dispatcher:
         self._embedding = embedding
         self._options = options
         self._vocab_size: int = model.config.get_text_config().vocab_size
-        self._turn = FairLock()
-        self._padded = PaddedGenerator(model, tokenizer, embedding, options.max_batch_size, self._turn)
+        turn = FairLock()
+        step = weakref.WeakMethod(self._step)  # a strong reference would be a cycle around the model
+        self._loop = StepLoop(lambda: (run := step()) is not None and run(), turn)
+        self._padded = PaddedGenerator(model, tokenizer, embedding, options.max_batch_size, turn)
         self._current: _Current | None = None
 
     def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
@@ -72,7 +76,7 @@ class Dispatcher:
         needs = [self._padded_needs(current, task) for task in tasks]
         engine_tasks = [task for task, need in zip(tasks, needs, strict=True) if not need]
         padded_tasks = [task for task, need in zip(tasks, needs, strict=True) if need]
-        params = [task.params(self._vocab_size) for task in engine_tasks]
+        params = [task.params() for task in engine_tasks]
         by_engine: Iterator[list[GenerationOutput]] = iter(())
         if engine_tasks and current.generator is not None:  # first: it refuses what does not fit
             by_engine = iter(current.generator.generate([task.request for task in engine_tasks], params, progress))
@@ -88,7 +92,7 @@ class Dispatcher:
         Raises:
             SettingError: the settings ask for several outputs or for beams; and what :meth:`generate` raises.
         """
-        params = task.params(self._vocab_size)
+        params = task.params()
         if params.num_beams > 1 or params.num_return_sequences > 1:
             raise SettingError(
                 "a stream gives one text as it is written: num_beams and num_return_sequences must be 1; found "
@@ -124,16 +128,14 @@ class Dispatcher:
         """Let go of the prefixes of prompts that were replaced or removed."""
         current = self._current
         if current is not None and current.built is not None:
-            with self._turn:
-                current.built.engine.forget_retired()
+            self._loop.call(current.built.engine.forget_retired)
 
     def stats(self) -> ModelStats:
         """How requests run, and the engine's counts."""
         current = self._ready()
         if current.built is None:
             return ModelStats("padded", current.reason, None)
-        with self._turn:
-            return ModelStats("engine", "", current.built.engine.stats())
+        return ModelStats("engine", "", self._loop.call(current.built.engine.stats))
 
     def check_integrity(self) -> None:
         """Compare what the engine's parts hold.
@@ -143,13 +145,22 @@ class Dispatcher:
         """
         current = self._current
         if current is not None and current.built is not None:
-            with self._turn:
-                current.built.engine.check_integrity()
+            self._loop.call(current.built.engine.check_integrity)
 
     def close(self) -> None:
         """Free the pages and give the model its own layers back; requests that still run fail."""
-        with self._turn:
-            self._drop()
+        self._loop.call(self._drop)
+
+    def _step(self) -> bool:
+        built = None if self._current is None else self._current.built
+        if built is None:
+            return False
+        failed_before = built.engine.num_failed_steps
+        had_work = built.engine.step()
+        # oneDNN keeps a scratchpad for each thread, and does not ask again for one that could not be had: after a step
+        # that ran out of memory every later one on its thread would fail.
+        self._loop.is_stale = built.engine.num_failed_steps > failed_before
+        return had_work
 
     def _padded_needs(self, current: _Current, task: GenerationTask) -> str:
         """Why a task has to take the padded path; empty if it need not."""
@@ -168,16 +179,19 @@ class Dispatcher:
 
     def _ready(self) -> _Current:
         """The engine for the model as it is now."""
+        self._loop.check_process()
         check_attached(self._model, self._embedding)
-        state = _state(self._embedding.weight)
         current = self._current
-        if current is not None and current.state == state:  # without the turn: a step may hold it for long
-            return current
-        with self._turn:
-            if self._current is None or self._current.state != state:
-                self._drop()
-                self._current = self._build(state)
-            return self._current
+        if current is not None and current.state == _state(self._embedding.weight):
+            return current  # without asking the thread, which may be in a long step
+        return self._loop.call(self._renew)
+
+    def _renew(self) -> _Current:
+        state = _state(self._embedding.weight)
+        if self._current is None or self._current.state != state:
+            self._drop()
+            self._current = self._build(state)
+        return self._current
 
     def _build(self, state: tuple[object, ...]) -> _Current:
         try:
@@ -190,7 +204,7 @@ class Dispatcher:
             return _Current(state, str(error), None, None)
         generator = EngineGenerator(
             built.engine,
-            self._turn,
+            self._loop,
             self._tokenizer,
             self._vocab_size,
             unused_ids(self._model, self._tokenizer),
@@ -199,7 +213,7 @@ class Dispatcher:
 
     def _drop(self) -> None:
         if self._current is not None and self._current.built is not None:
-            self._current.built.engine.fail_all(lambda: DetachedModelError(_GONE))
+            self._current.built.engine.close(lambda: DetachedModelError(_GONE))
             self._current.built.packed.unpack()
         self._current = None
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from ruprompt_fast.cache import KVPool, PrefixCache
 from ruprompt_fast.engine.batch import BatchBuilder, TokenSource
 from ruprompt_fast.engine.jobs import Job
+from ruprompt_fast.engine.loop import step_error
 from ruprompt_fast.engine.prefixes import PromptPrefixes
 from ruprompt_fast.engine.runner import ModelRunner
 from ruprompt_fast.engine.stats import EngineStats
-from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, NonFiniteLogitsError
+from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, RupromptError
 
 if TYPE_CHECKING:
     from ruprompt_fast._C import Plan, Scheduler
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Engine:
     """Requests, and the step that moves all of them on.
 
-    Not thread-safe: the caller holds its turn (:class:`~ruprompt_fast.engine.loop.StepLoop`).
+    Not thread-safe: everything but :meth:`drop` runs on one thread (:class:`~ruprompt_fast.engine.loop.StepLoop`).
 
     Args:
         scheduler: decides what runs; owns the requests' state and the pages.
@@ -36,6 +37,9 @@ class Engine:
         builder: packs a plan's tokens.
         runner: the forward pass.
         max_step_tokens: tokens of one step at most; longer inputs are computed in chunks.
+
+    Attributes:
+        num_failed_steps: steps that raised something.
     """
 
     def __init__(
@@ -58,7 +62,8 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._dropped: deque[Job] = deque()
         self._warming: dict[int, BaseException | None] = {}  # prefixes asked for, and what has failed them
-        self._advancing = False  # whether requests of the current step may have taken in their tokens
+        self.num_failed_steps = 0
+        self._closed: Callable[[], Exception] | None = None
         self._next_id = 0
 
     def add(self, jobs: Sequence[Job]) -> None:
@@ -67,38 +72,42 @@ class Engine:
         Raises:
             CapacityError: one can never fit the pool; the message gives the numbers.
         """
+        if self._closed is not None:
+            raise self._closed()
         added: list[int] = []
         try:
             for job in jobs:
-                added.append(self._add(job))  # noqa: PERF401  (what was added before an error has to leave)
+                if not job.done:  # dropped before it came here
+                    added.append(self._add(job))  # noqa: PERF401  (what was added before an error has to leave)
         except BaseException:
             for request_id in added:
                 self._leave(request_id)
             raise
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Compute what the scheduler plans next, and let the requests that are done leave.
 
         A failing step fails the requests that are in it; the others go on with the next one.
+
+        Returns:
+            Whether there was something to do.
         """
         self._leave_dropped()
         if not self.has_work:
-            return
+            return False
         plan: Plan | None = None
-        self._advancing = False
         try:
             plan = self._scheduler.step(self._max_step_tokens)
             self._move_pages(plan)
             self._commit(self._compute(plan) if plan.num_rows else [])  # warming may only load
         except BaseException as error:
             self._recover(plan, error)
-            if plan is None or not isinstance(error, Exception):
-                raise
+        return True
 
     def drop(self, jobs: Sequence[Job]) -> None:
         """Have those of the requests that are still in the engine leave it, before its next step.
 
-        Needs no turn: the iterator of a stream may be closed by the garbage collector, in the midst of a step.
+        May be called on any thread: the garbage collector may close the iterator of a stream in the midst of a step.
         """
         self._dropped.extend(job for job in jobs if not job.done)
 
@@ -122,16 +131,19 @@ class Engine:
         Raises:
             EngineStepError: one failed since it was asked for.
         """
+        if self._closed is not None:
+            raise self._closed()
         for prefix_id in prefix_ids:
             if (cause := self._warming.pop(prefix_id, None)) is not None:
-                raise _step_error(cause)
+                raise step_error(cause)
 
     def forget_retired(self) -> None:
         """Let go of the prefixes of prompts that were replaced or removed, as soon as no request uses them."""
         self._prefixes.forget_retired()
 
-    def fail_all(self, error: Callable[[], Exception]) -> None:
-        """End all requests with an error of their own."""
+    def close(self, error: Callable[[], Exception]) -> None:
+        """End all requests with an error of their own, and refuse new ones with such an error."""
+        self._closed = error
         self._leave_dropped()
         for request_id, job in list(self._jobs.items()):
             job.fail(error())
@@ -140,7 +152,7 @@ class Engine:
     @property
     def is_warming(self) -> bool:
         """Whether prefixes are asked for that no step has computed yet."""
-        return self._scheduler.num_warming > 0
+        return self._closed is None and self._scheduler.num_warming > 0
 
     @property
     def has_work(self) -> bool:
@@ -224,13 +236,12 @@ class Engine:
     def _choose(self, request_ids: Sequence[int], logits: Tensor) -> list[_Change]:
         """Let every request choose its tokens from its rows of the logits; those of one request stand together."""
         on_host, changes, start = logits.cpu(), [], 0
-        self._advancing = True
         for request_id, group in groupby(request_ids):
             job, stop, parents = self._jobs[request_id], start + len(list(group)), None
             try:
                 parents = job.advance(on_host[start:stop])
-            except NonFiniteLogitsError as error:  # one request's own numbers: its neighbours are not to blame
-                job.fail(error)
+            except Exception as error:  # one request's own numbers and texts: its neighbours are not to blame
+                job.fail(error if isinstance(error, RupromptError) else _request_error(error))
             changes.append(_Change(request_id, job, parents))
             start = stop
         return changes
@@ -246,13 +257,14 @@ class Engine:
     def _recover(self, plan: Plan | None, cause: BaseException) -> None:
         """Undo a step that failed, and fail the requests that it has lost.
 
-        An error loses the requests of the step and those that wait for a prefix of it. An interrupt is no fault of
-        theirs: it loses them only if some have taken in their tokens already.
+        These are its own, and those that wait for a prefix that it was to compute. Without a plan all are lost, for who
+        was to run is not known.
         """
+        self.num_failed_steps += 1
         if self._scheduler.in_step:
             self._scheduler.abort()
-        lost: set[int] = set()
-        if plan is not None and (isinstance(cause, Exception) or self._advancing):
+        lost = set(self._jobs)
+        if plan is not None:
             ids = set(plan.request_ids[: plan.num_rows].tolist())
             prefix_ids = {-1 - key for key in ids if key < 0} | set(plan.load_ids[: plan.num_loads].tolist())
             self._warming |= dict.fromkeys(prefix_ids & self._warming.keys(), cause)
@@ -260,7 +272,7 @@ class Engine:
             lost = ids | waiting
         for request_id, job in list(self._jobs.items()):
             if request_id in lost and not job.done:
-                job.fail(_step_error(cause))
+                job.fail(step_error(cause))
             if job.done:
                 self._leave(request_id)
 
@@ -292,7 +304,7 @@ class _Change:
     parents: list[int] | None
 
 
-def _step_error(cause: BaseException) -> EngineStepError:
-    error = EngineStepError(f"a step of the engine failed: {type(cause).__name__}: {cause}")
+def _request_error(cause: Exception) -> EngineStepError:
+    error = EngineStepError(f"the next token of a request could not be chosen: {type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error

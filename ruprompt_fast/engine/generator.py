@@ -11,7 +11,7 @@ from torch import Tensor
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.jobs import BeamJob, Job, LogitsJob, SamplingJob
-from ruprompt_fast.engine.loop import FairLock, StepLoop
+from ruprompt_fast.engine.loop import StepLoop
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.engine.sampling import BeamSearch, Sampler, SamplingParams
 from ruprompt_fast.engine.stopping import StopTexts
@@ -30,7 +30,7 @@ class EngineGenerator:
 
     Args:
         engine: the engine.
-        turn: the lock over the model and the engine.
+        loop: runs the engine's steps, and whatever else changes it.
         tokenizer: decodes what is generated.
         vocab_size: columns of the logits that are tokens.
         banned_ids: token ids that are never generated.
@@ -39,18 +39,17 @@ class EngineGenerator:
     def __init__(
         self,
         engine: Engine,
-        turn: FairLock,
+        loop: StepLoop,
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         banned_ids: Sequence[int],
     ) -> None:
         self._engine = engine
-        self._turn = turn
+        self._loop = loop
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._banned_ids = banned_ids
         self._sampler = Sampler(vocab_size, banned_ids)
-        self._loop = StepLoop(engine.step, turn)
 
     def generate(
         self, requests: Sequence[Request], params: Sequence[SamplingParams], progress: Progress | None = None
@@ -79,8 +78,7 @@ class EngineGenerator:
     def _pieces(self, job: SamplingJob) -> Iterator[str]:
         """The pieces behind an empty one: as soon as that is read, closing the iterator has an effect."""
         try:
-            with self._turn:
-                self._engine.add([job])
+            self._loop.call(lambda: self._engine.add([job]))
             yield ""
             while not job.done or job.pieces:
                 self._loop.run_until(lambda: bool(job.pieces) or job.done)
@@ -109,11 +107,9 @@ class EngineGenerator:
             CapacityError: a prefix can never fit; the others are asked for all the same.
             EngineStepError: a step failed that computed one of them.
         """
-        with self._turn:
-            prefix_ids = self._engine.warm_up(prompts)
+        prefix_ids = self._loop.call(lambda: self._engine.warm_up(prompts))
         self._loop.run_until(lambda: not self._engine.is_warming)
-        with self._turn:
-            self._engine.raise_failed(prefix_ids)
+        self._loop.call(lambda: self._engine.raise_failed(prefix_ids))
 
     def _job(self, request: Request, params: SamplingParams) -> SamplingJob | BeamJob:
         if params.num_beams == 1:
@@ -129,20 +125,23 @@ class EngineGenerator:
         return BeamJob(request, params, search, self._tokenizer)
 
     def _run(self, jobs: Sequence[Job], progress: Progress | None) -> None:
-        waiting = list(jobs)
+        waiting, num_done = list(jobs), 0
 
-        def all_done() -> bool:
+        def some_done() -> bool:
+            """Whether there is something to report; runs on the engine's thread, the report on the caller's."""
             waiting[:] = [job for job in waiting if not job.done]
-            if progress is not None:
-                progress(len(jobs) - len(waiting))
-            return not waiting or any(job.error is not None for job in jobs)
+            is_over = not waiting or any(job.error is not None for job in jobs)
+            return is_over or (progress is not None and len(jobs) - len(waiting) > num_done)
 
         try:
-            with self._turn:
-                self._engine.add(jobs)
-            self._loop.run_until(all_done)
+            self._loop.call(lambda: self._engine.add(jobs))
+            while waiting and not any(job.error is not None for job in jobs):
+                self._loop.run_until(some_done)
+                num_done = len(jobs) - len(waiting)
+                if progress is not None:
+                    progress(num_done)
         finally:
-            self._engine.drop(waiting)
+            self._engine.drop(jobs)
         _raise_errors(jobs)
 
 

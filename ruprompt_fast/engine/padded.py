@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
@@ -13,20 +12,33 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.engine.apart import Apart
 from ruprompt_fast.engine.context import NewTokens
-from ruprompt_fast.engine.loop import FairLock
-from ruprompt_fast.engine.padded_context import check_attached, own_defaults, reads_input_ids, score_columns, seeded
-from ruprompt_fast.engine.padded_stream import stream_text
+from ruprompt_fast.engine.fair_lock import FairLock
+from ruprompt_fast.engine.padded_context import (
+    WideLogits,
+    check_attached,
+    generate_error,
+    reads_input_ids,
+    with_settings,
+)
+from ruprompt_fast.engine.padded_noise import RequestNoise
+from ruprompt_fast.engine.padded_output import make_output, token_logprobs
+from ruprompt_fast.engine.padded_stream import BetweenTokens, TokenSender
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.engine.stopping import StopStrings, unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
-from ruprompt_fast.errors import SettingError
+from ruprompt_fast.engine.text import TextStream
+from ruprompt_fast.errors import RupromptError, SettingError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
     from ruprompt_fast.embedding import SplicedEmbedding
+
+_MAX_CALLS_AT_ONCE = 4
+"""Batches on this path that take turns with each other; each has its own keys and values, so memory grows with them."""
 
 
 class PaddedGenerator:
@@ -35,12 +47,14 @@ class PaddedGenerator:
     A batch gets a table of its own: row 0 is padding, then the rows of the prompts it uses. A request therefore reads
     the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours.
 
+    Every call runs on a thread of its own, which no signal reaches, and gives way to others between two tokens.
+
     Args:
         model: the frozen model, with ``embedding`` attached.
         tokenizer: its tokenizer.
         embedding: the model's input embedding.
         max_batch_size: requests that run together at most.
-        turn: held while the model runs.
+        turn: the lock over the model.
     """
 
     def __init__(
@@ -56,6 +70,7 @@ class PaddedGenerator:
         self._embedding = embedding
         self._max_batch_size = max_batch_size
         self._turn = turn
+        self._slots = FairLock(_MAX_CALLS_AT_ONCE)
         self._takes = set(inspect.signature(model.forward).parameters)
 
     def generate(
@@ -68,8 +83,9 @@ class PaddedGenerator:
             progress: is told how many tasks are done.
 
         Raises:
-            SettingError: transformers cannot do what is asked. Nothing is run then.
+            SettingError: transformers cannot do what is asked.
             DetachedModelError: the model has lost its prompts.
+            EngineStepError: the model failed.
         """
         guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)
         if guided and self._model.config.is_encoder_decoder:
@@ -79,16 +95,22 @@ class PaddedGenerator:
                 "prompt_lookup_num_tokens with do_sample=True cannot run behind a prompt: transformers would propose "
                 "the prompt's rows as tokens. Leave one of the two out."
             )
-        results: list[list[GenerationOutput]] = [[] for _ in tasks]
-        num_done = 0
-        with self._running():
+        seeds = [task.noise_seed() for task in tasks]
+
+        def work(apart: Apart[tuple[int, list[GenerationOutput]]]) -> None:
             for indices in self._batches(tasks):
                 batch = [tasks[index] for index in indices]
-                for index, output in zip(indices, self._run(batch), strict=True):
-                    results[index] = output
-                num_done += len(indices)
-                if progress is not None:
-                    progress(num_done)
+                outputs = self._run(batch, [seeds[index] for index in indices], apart)
+                for index, output in zip(indices, outputs, strict=True):
+                    apart.send((index, output))
+                if apart.is_closed:
+                    return
+
+        results: list[list[GenerationOutput]] = [[] for _ in tasks]
+        for num_done, (index, output) in enumerate(Apart(work).results(), start=1):
+            results[index] = output
+            if progress is not None:
+                progress(num_done)
         return results
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
@@ -96,11 +118,42 @@ class PaddedGenerator:
 
         Returns:
             [requests, len(continuation) + 1, vocabulary], float32.
+
+        Raises:
+            DetachedModelError: the model has lost its prompts.
+            EngineStepError: the model failed.
         """
-        starts = range(0, len(requests), self._max_batch_size)
-        with self._running():
-            batches = [requests[start : start + self._max_batch_size] for start in starts]
-            return torch.cat([self._continue(batch, list(continuation)) for batch in batches])
+
+        def work(apart: Apart[Tensor]) -> None:
+            for start in range(0, len(requests), self._max_batch_size):
+                if apart.is_closed:
+                    return
+                with self._running():
+                    logits = self._continue(requests[start : start + self._max_batch_size], list(continuation))
+                apart.send(logits)
+
+        return torch.cat(list(Apart(work).results()))
+
+    def stream(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
+        """The text of a task's one output, piece by piece; closing the iterator stops generating."""
+        seed = task.noise_seed()
+
+        def work(apart: Apart[int]) -> None:
+            self._run([task], [seed], apart, TokenSender(apart))
+
+        tokens = Apart(work).results()
+        text = TextStream(self._tokenizer, stop_strings)
+        failure: Exception | None = None
+        try:
+            for token in tokens:
+                if not text.stopped and (piece := text.push([token])):
+                    yield piece
+        except Exception as error:
+            failure = error
+        if piece := text.flush():
+            yield piece
+        if failure is not None:
+            raise failure
 
     def _continue(self, batch: Sequence[Request], continuation: list[int]) -> Tensor:
         if self._model.config.is_encoder_decoder:
@@ -120,16 +173,13 @@ class PaddedGenerator:
     def _batches(self, tasks: Sequence[GenerationTask]) -> Iterator[list[int]]:
         """Indices of tasks with the same settings, of like lengths, at most ``max_batch_size`` together."""
         keys = {id(task.config): repr(sorted(task.config.to_dict().items())) for task in tasks}
-        groups: dict[tuple[str, NewTokens, int | None], list[int]] = {}
+        groups: dict[tuple[str, NewTokens], list[int]] = {}
         for index, task in enumerate(tasks):
-            groups.setdefault((keys[id(task.config)], task.budget, task.extras.seed), []).append(index)
+            groups.setdefault((keys[id(task.config)], task.budget), []).append(index)
         for indices in groups.values():
             indices.sort(key=lambda index: len(tasks[index].request.input_ids))
-            task = tasks[indices[0]]
-            # transformers draws one stream for a batch, so what has a seed runs alone; and it looks candidates up in
-            # the input of a single request only.
-            alone = task.config.prompt_lookup_num_tokens or (task.config.do_sample and task.extras.seed is not None)
-            size = 1 if alone else self._max_batch_size
+            # transformers looks candidates up in the input of a single request only.
+            size = 1 if tasks[indices[0]].config.prompt_lookup_num_tokens else self._max_batch_size
             for start in range(0, len(indices), size):
                 yield indices[start : start + size]
 
@@ -153,51 +203,61 @@ class PaddedGenerator:
             mask[row, longest - len(ids) :] = 1
         return input_ids.to(weight.device), mask.to(weight.device), torch.cat(parts)
 
-    def stream(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
-        """The text of a task's one output, piece by piece; closing the iterator stops generating."""
-
-        def generate(streamer: BaseStreamer, closed: StoppingCriteria) -> None:
-            with self._running():
-                self._run([task], streamer, closed)
-
-        return stream_text(generate, self._tokenizer, stop_strings, self._turn)
-
     def _run(
         self,
         tasks: Sequence[GenerationTask],
+        seeds: Sequence[int],
+        apart: Apart[Any],
         streamer: BaseStreamer | None = None,
-        closed: StoppingCriteria | None = None,
     ) -> list[list[GenerationOutput]]:
         """Run tasks that share their settings."""
-        batch = [task.request for task in tasks]
-        input_ids, mask, rows = self._assemble(batch)
         settings, strings = self._settings(tasks[0].config, tasks[0].budget)
-        new_start = 1 if self._model.config.is_encoder_decoder else input_ids.shape[1]
-        stop = StopStrings(strings, self._tokenizer, new_start)
-        columns = self._embedding.first_prompt_id + rows.shape[0]
-        with (
-            self._embedding.rows_for_call(rows),
-            score_columns(self._model, columns) if reads_input_ids(settings) else nullcontext(),
-            own_defaults(self._model, settings),
-            seeded(tasks[0].extras.seed),
-        ):
-            result = cast(Any, self._model).generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                generation_config=settings,
-                stopping_criteria=[criterion for criterion in (stop if strings else None, closed) if criterion],
-                streamer=streamer,
-            )
-        token_ids = result.sequences[:, new_start:].tolist()
-        logprobs = _token_logprobs(result, token_ids) if settings.output_scores else None
+        stop = StopStrings(strings, self._tokenizer)
+        batch = [task.request for task in tasks]
+        with self._running():
+            token_ids, logprobs = self._generate(batch, settings, seeds, stop, apart, streamer)
         count = len(token_ids) // len(batch)
         return [
             [
-                self._output(request, token_ids[k], logprobs[k] if logprobs else None, settings, stop)
+                make_output(
+                    token_ids[k],
+                    logprobs[k] if logprobs else None,
+                    request.prompt_name,
+                    settings,
+                    stop,
+                    self._tokenizer,
+                )
                 for k in range(index * count, (index + 1) * count)
             ]
             for index, request in enumerate(batch)
         ]
+
+    def _generate(
+        self,
+        batch: Sequence[Request],
+        settings: GenerationConfig,
+        seeds: Sequence[int],
+        stop: StopStrings,
+        apart: Apart[Any],
+        streamer: BaseStreamer | None,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """The new tokens of every sequence and what pads them, and their log-probabilities where they are asked for."""
+        input_ids, mask, rows = self._assemble(batch)
+        stop.new_start = 1 if self._model.config.is_encoder_decoder else input_ids.shape[1]
+        wide = WideLogits(self._embedding.first_prompt_id + rows.shape[0]) if reads_input_ids(settings) else None
+        model: Any = with_settings(self._model, settings, wide)
+        between = BetweenTokens(self._turn, apart, lambda: check_attached(self._model, self._embedding))
+        noise = RequestNoise(seeds, input_ids.device, wide) if settings.do_sample else nullcontext()
+        with self._embedding.rows_for_call(rows), noise:
+            result = model.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=[stop, between] if stop else [between],
+                streamer=streamer,
+            )
+        token_ids = result.sequences[:, stop.new_start :].tolist()
+        return token_ids, token_logprobs(result, token_ids) if settings.output_scores else None
 
     def _settings(self, config: GenerationConfig, budget: NewTokens) -> tuple[GenerationConfig, list[str]]:
         """The settings for transformers' generate, and the stop strings apart from them."""
@@ -213,51 +273,20 @@ class PaddedGenerator:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One call at a time, without gradients, on a model that still has its prompts."""
-        with self._turn, torch.inference_mode():
+        """On a model that still has its prompts, without gradients, in turn with others.
+
+        Raises:
+            DetachedModelError: the model has lost its prompts.
+            SettingError, EngineStepError: transformers raised something.
+        """
+        with self._slots, self._turn, torch.inference_mode():
             check_attached(self._model, self._embedding)
-            yield
-
-    def _output(
-        self,
-        request: Request,
-        token_ids: list[int],
-        logprobs: list[float] | None,
-        settings: GenerationConfig,
-        stop: StopStrings,
-    ) -> GenerationOutput:
-        eos = settings.eos_token_id
-        stops = set(eos) if isinstance(eos, (list, tuple)) else {eos}
-        end = next((index + 1 for index, token in enumerate(token_ids) if token in stops), len(token_ids))
-        kept = token_ids[:end]
-        stopped = stop.contained_in(self._decode(kept))
-        if stopped:  # what stands behind is padding, or went on while the rest of the batch did
-            kept = kept[
-                : bisect_left(range(end), True, key=lambda index: stop.contained_in(self._decode(kept[:index])))
-            ]
-        text = self._decode(kept)
-        if stopped or (kept and kept[-1] in stops):
-            reason = "stop"
-        else:
-            reason = "length" if len(kept) == settings.max_new_tokens else "time"
-        kept_logprobs = logprobs[: len(kept)] if logprobs is not None else None
-        return GenerationOutput(text, kept, request.prompt_name, reason, kept_logprobs)
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return cast(str, self._tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-def _token_logprobs(result: Any, token_ids: list[list[int]]) -> list[list[float]]:
-    """Log-probability of every generated token, from the scores [steps][batch * beams, columns] of ``generate``."""
-    tokens = torch.tensor(token_ids, device=result.scores[0].device)[:, : len(result.scores)]
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    beams = getattr(result, "beam_indices", None)
-    if beams is None:
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    else:
-        rows = beams[:, : tokens.shape[1]].clamp(min=0)
-    logprobs = torch.stack(result.scores).log_softmax(-1)
-    return cast("list[list[float]]", logprobs[steps, rows, tokens].tolist())
+            try:
+                yield
+            except RupromptError:
+                raise
+            except Exception as error:
+                raise generate_error(error) from error
 
 
 def _padding_token(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, num_embeddings: int) -> int:

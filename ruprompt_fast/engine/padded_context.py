@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 
-from ruprompt_fast.errors import DetachedModelError
+from ruprompt_fast.errors import DetachedModelError, EngineStepError, RupromptError, SettingError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-# Settings whose processors look up scores by the ids of the input: prompt rows and padding need columns there.
-_READS_INPUT_IDS = (
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "watermarking_config",
-)
+# Settings whose processors look up scores by the ids of the input, where prompt rows and padding need columns; and the
+# values with which they do not.
+_READS_INPUT_IDS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1),
+    "encoder_repetition_penalty": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "watermarking_config": (None,),
+}
 
 
 def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
@@ -41,47 +41,59 @@ def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
         )
 
 
-@contextmanager
-def score_columns(model: PreTrainedModel, columns: int) -> Iterator[None]:
-    """Within the block, logits have as many columns as the batch has ids, so that processors can look them up.
+class WideLogits:
+    """Gives logits as many columns as a batch has ids, so that processors can look up prompt rows and padding.
 
     The columns hold the smallest finite number: with minus infinity, guidance would subtract infinities.
+
+    Args:
+        num_columns: how many there are to be.
+
+    Attributes:
+        num_tokens: how many the model's own logits have, once it has run.
     """
 
-    def widen(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-        missing = columns - output.logits.shape[-1]
+    def __init__(self, num_columns: int) -> None:
+        self.num_columns = num_columns
+        self.num_tokens = num_columns
+
+    def __call__(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        """The model's forward hook."""
+        self.num_tokens = output.logits.shape[-1]
+        missing = max(0, self.num_columns - self.num_tokens)
         output.logits = F.pad(output.logits, (0, missing), value=torch.finfo(output.logits.dtype).min)
 
-    handle = model.register_forward_hook(widen)
-    try:
-        yield
-    finally:
-        handle.remove()
 
+def with_settings(model: PreTrainedModel, settings: GenerationConfig, wide: WideLogits | None) -> PreTrainedModel:
+    """The model with settings of its own, for one call of ``generate``; its modules and weights are shared.
 
-@contextmanager
-def own_defaults(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Keep transformers from filling unset settings in from the model's defaults a second time."""
-    owner = cast(Any, model)
-    defaults, owner.generation_config = owner.generation_config, settings
-    try:
-        yield
-    finally:
-        owner.generation_config = defaults
+    ``generate`` fills unset settings in from ``model.generation_config``, which other threads read.
 
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Within the block, torch draws from the seed, and as before behind it."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+    Args:
+        model: the model, which is not changed.
+        settings: what the copy has as its ``generation_config``.
+        wide: widens the copy's logits.
+    """
+    view: Any = object.__new__(type(model))
+    view.__dict__ = {**vars(model), "generation_config": settings}
+    if wide is not None:
+        view._forward_hooks = OrderedDict(view._forward_hooks)
+        view.register_forward_hook(wide)
+    return cast("PreTrainedModel", view)
 
 
 def reads_input_ids(config: GenerationConfig) -> bool:
     """Whether a setting looks scores up by the ids of the input."""
-    neutral = (None, 0, 1, 1.0)
-    return any(getattr(config, name, None) not in neutral for name in _READS_INPUT_IDS)
+    return any(getattr(config, name, None) not in neutral for name, neutral in _READS_INPUT_IDS.items())
+
+
+def generate_error(error: Exception) -> RupromptError:
+    """What the caller is told where transformers' generate raises ``error``."""
+    found = f"{type(error).__name__}: {error}"
+    if isinstance(error, (ArithmeticError, MemoryError, OSError, RuntimeError)) and not isinstance(
+        error, (NotImplementedError, OverflowError)
+    ):
+        return EngineStepError(f"transformers' generate failed: {found}")
+    return SettingError(
+        f"transformers' generate cannot run with these settings: {found}. Leave out those that are not needed."
+    )

@@ -1,89 +1,58 @@
-"""Streaming from transformers' generate, which hands tokens to an object instead of yielding them."""
+"""What transformers' generate hands its tokens to, and what it asks between two of them."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from ruprompt_fast.engine.loop import FairLock
-from ruprompt_fast.engine.text import TextStream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Generate = Callable[[BaseStreamer, StoppingCriteria], Any]
-"""Generates one sequence, calling the streamer with every token and stopping when the criterion says so."""
+from ruprompt_fast.engine.apart import Apart
+from ruprompt_fast.engine.fair_lock import FairLock
 
 
-def stream_text(
-    generate: Generate, tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], turn: FairLock
-) -> Iterator[str]:
-    """The text that ``generate`` writes, piece by piece, from a thread that lives as long as the iterator.
+class TokenSender(BaseStreamer):
+    """Sends every new token to the reader.
 
     Args:
-        generate: writes the text, holding ``turn``.
-        tokenizer: decodes it.
-        stop_strings: strings that end it.
-        turn: the lock over the model.
+        apart: the work that generates.
     """
-    tokens = _TokenQueue()
-    closed = _Closed()
-    thread = threading.Thread(target=tokens.run, args=(generate, closed), daemon=True)
-    thread.start()
-    text = TextStream(tokenizer, stop_strings)
-    try:
-        while (token := tokens.queue.get()) is not None:
-            if not text.stopped and (piece := text.push([token])):
-                yield piece
-        if piece := text.flush():
-            yield piece
-        if tokens.error is not None:
-            raise tokens.error
-    finally:
-        closed.event.set()
-        if not turn.held_here:  # as when the garbage collector closes the iterator in the midst of a step
-            thread.join()
 
-
-class _TokenQueue(BaseStreamer):
-    """Puts every new token into a queue, and None behind the last."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[int | None] = SimpleQueue()
-        self.error: BaseException | None = None
+    def __init__(self, apart: Apart[int]) -> None:
+        self._apart = apart
         self._input_seen = False
 
-    def run(self, generate: Generate, closed: StoppingCriteria) -> None:
-        try:
-            generate(self, closed)
-        except BaseException as error:  # it is raised where the text is read
-            self.error = error
-        finally:
-            self.queue.put(None)
-
     def put(self, value: Tensor) -> None:
-        if not self._input_seen:  # the first call brings the input
+        """Take the next tokens; the first call brings the input."""
+        if not self._input_seen:
             self._input_seen = True
             return
         for token in value.flatten().tolist():
-            self.queue.put(token)
+            self._apart.send(token)
 
     def end(self) -> None:
-        """Nothing to do: the queue ends when ``generate`` returns."""
+        """Nothing to do: the results end when ``generate`` returns."""
 
 
-class _Closed(StoppingCriteria):
-    """Stops when nobody reads any more."""
+class BetweenTokens(StoppingCriteria):
+    """Lets others use the model between two tokens, and ends the generation when nobody reads it any more.
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
+    Args:
+        turn: the lock over the model, held by the thread that generates.
+        apart: the work that generates.
+        check: raises if the model cannot go on.
+    """
+
+    def __init__(self, turn: FairLock, apart: Apart[Any], check: Callable[[], None]) -> None:
+        self._turn = turn
+        self._apart = apart
+        self._check = check
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+        """Whether each sequence [batch, length] is to end, as bool [batch]."""
+        self._turn.give_way()
+        self._check()
+        return torch.full((input_ids.shape[0],), self._apart.is_closed, device=input_ids.device)

@@ -71,19 +71,25 @@ class StopStrings(StoppingCriteria):
     Args:
         strings: the stop strings.
         tokenizer: decodes the new tokens.
+
+    Attributes:
         new_start: index of the first new token in a sequence.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, new_start: int) -> None:
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self._stops = StopTexts(strings)
         self._tokenizer = tokenizer
-        self._new_start = new_start
+        self.new_start = 0
         # A byte-level token may hold a single byte, so a string spans at most this many tokens.
         self._window = 1 + self._stops.longest * MAX_UTF8_BYTES
 
+    def __bool__(self) -> bool:
+        """Whether there are strings to look for."""
+        return bool(self._stops)
+
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each sequence [batch, length] is done, as bool [batch]."""
-        tails = input_ids[:, max(self._new_start, input_ids.shape[1] - self._window) :]
+        tails = input_ids[:, max(self.new_start, input_ids.shape[1] - self._window) :]
         done = [self.contained_in(str(self._tokenizer.decode(tail, skip_special_tokens=True))) for tail in tails]
         return torch.tensor(done, device=input_ids.device)
 

@@ -109,6 +109,11 @@ def poison(model: FastPromptModel, character: str) -> Callable[[nn.Module, Any],
     return hook
 
 
+def tokens_in_child(queue: Any) -> None:
+    """What a process of its own generates; here, because a spawned process imports it by name."""
+    queue.put(serve().generate("да", "short", max_new_tokens=4, **ENDLESS)[0].token_ids)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Return as soon as the condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds

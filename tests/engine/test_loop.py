@@ -1,22 +1,20 @@
-"""The lock that is handed on in order, and the loop that one of the waiting threads runs for all."""
+"""The lock that is handed on in order, and the loop whose thread runs steps for all who wait."""
 
 from __future__ import annotations
 
-import random
-import signal
+import gc
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+import weakref
+from collections.abc import Callable
 
 import pytest
 from engine.engine_cases import wait_for
 
-from ruprompt_fast.engine.loop import FairLock, StepLoop
-
-IN_MAIN_THREAD = threading.current_thread() is threading.main_thread()
-needs_signals = pytest.mark.skipif(not IN_MAIN_THREAD, reason="signals reach the main thread only")
+from ruprompt_fast.engine.fair_lock import FairLock
+from ruprompt_fast.engine.loop import StepLoop
+from ruprompt_fast.errors import EngineStepError, ForkedProcessError
 
 
 def start(*targets: Callable[[], None]) -> list[threading.Thread]:
@@ -30,26 +28,6 @@ def join(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """The main thread gets a KeyboardInterrupt, unless it leaves the block before.
-
-    Not as the first thing in ``__exit__``: Python itself has no ``with`` that is safe from that.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if frame is None or frame.f_code.co_name not in ("__exit__", "_hand_over"):
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_one_at_a_time() -> None:
@@ -119,92 +97,59 @@ def test_an_error_inside_gives_it_back() -> None:
         pass
 
 
-def test_who_holds_it() -> None:
+def test_several_slots() -> None:
+    lock = FairLock(slots=3)
+    inside, most = 0, 0
+    counting = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with lock:
+                with counting:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.0002)
+                with counting:
+                    inside -= 1
+
+    join(start(*[work] * 8))
+    assert most == 3
+
+
+def test_giving_way_lets_all_who_wait_go_first() -> None:
     lock = FairLock()
-    found: list[bool] = []
-    assert not lock.held_here
-    with lock:
-        assert lock.held_here
-        join(start(lambda: found.append(lock.held_here)))
-    assert not lock.held_here
-    assert found == [False]
-
-
-@needs_signals
-def test_an_interrupt_while_waiting_leaves_the_line() -> None:
-    lock = FairLock()
-    release, held, served = threading.Event(), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            held.set()
-            release.wait(20)
-
-    def follow() -> None:
-        with lock:
-            served.set()
-
-    threads = start(hold)
-    held.wait(20)
-    with pytest.raises(KeyboardInterrupt), interrupted_after(0.05), lock:
-        pass
-    threads += start(follow)
-    assert not served.is_set()
-    release.set()
-    join(threads)
-    assert served.is_set()
-    with lock:
-        pass
-
-
-@needs_signals
-def test_interrupts_at_any_moment_lose_no_turn() -> None:
-    """Each meets the main thread somewhere on its way into the lock, or inside."""
-    lock = FairLock()
-    stop = threading.Event()
-    rounds = [0, 0]
-    chance = random.Random(0)
+    served: list[int] = []
 
     def work(index: int) -> None:
-        while not stop.is_set():
-            with lock:
-                rounds[index] += 1
-                time.sleep(0.0002)
+        with lock:
+            served.append(index)
 
-    threads = start(lambda: work(0), lambda: work(1))
-    for _ in range(60):
-        try:
-            with interrupted_after(chance.uniform(1e-5, 2e-3)):
-                with lock:
-                    pass
-                time.sleep(0.003)
-        except KeyboardInterrupt:  # noqa: PERF203  (each round has one)
-            pass
-    before = list(rounds)
-    wait_for(lambda: all(now > then for now, then in zip(rounds, before, strict=True)))
-    stop.set()
-    join(threads)
     with lock:
-        pass
+        threads = start(*[lambda index=index: work(index) for index in range(4)])
+        wait_for(lambda: len(lock._gates) == 4)
+        lock.give_way()
+        assert sorted(served) == [0, 1, 2, 3]
+    join(threads)
 
 
 class Counter:
-    """Steps that count, each a millisecond long."""
+    """Steps that count."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.by: list[int] = []
+        self.by: set[int] = set()
         self.turn = FairLock()
-        self.loop = StepLoop(self.step, self.turn)
+        step = weakref.WeakMethod(self.step)
+        self.loop = StepLoop(lambda: (run := step()) is not None and run(), self.turn)
         self.fail_at: dict[int, BaseException] = {}
 
-    def step(self) -> None:
-        assert self.turn.held_here
-        time.sleep(0.001)
+    def step(self) -> bool:
         self.count += 1
-        self.by.append(threading.get_ident())
+        self.by.add(threading.get_ident())
         if self.count in self.fail_at:
             raise self.fail_at.pop(self.count)
+        return True
 
     def reach(self, count: int) -> None:
         self.loop.run_until(lambda: self.count >= count)
@@ -220,38 +165,61 @@ def test_runs_until_it_is_done_and_no_further() -> None:
     counter = Counter()
     counter.reach(5)
     assert counter.count == 5
+    counter.reach(7)
+    assert counter.count == 7
 
 
-def test_threads_share_steps_and_hand_over_the_lead() -> None:
+def test_all_steps_run_on_one_thread_that_is_nobodys() -> None:
     counter = Counter()
-    ends = [5, 40, 20, 60, 60]
-    reached: dict[int, int] = {}
+    callers: set[int] = set()
 
-    def work(index: int) -> None:
-        counter.reach(ends[index])
-        reached[index] = counter.count
+    def work(end: int) -> None:
+        callers.add(threading.get_ident())
+        counter.reach(end)
+        assert counter.count >= end
 
-    join(start(*[lambda index=index: work(index) for index in range(len(ends))]))
+    join(start(*[lambda end=end: work(end) for end in (5, 40, 20, 60, 60)]))
     assert counter.count == 60
-    assert len(set(counter.by)) >= 2
-    assert all(reached[index] >= end for index, end in enumerate(ends))
-    changes = sum(a != b for a, b in zip(counter.by, counter.by[1:], strict=False))
-    assert changes == len(set(counter.by)) - 1, "who leads goes on until it is done"
+    assert len(counter.by) == 1
+    assert not counter.by & callers
 
 
-def test_what_another_thread_waits_for_ends_its_wait() -> None:
-    """A follower returns when its own condition holds, while the leader goes on."""
+def test_who_has_what_it_wants_returns_while_others_wait() -> None:
     counter = Counter()
-    threads = start(lambda: counter.reach(200))
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
     wait_for(lambda: counter.count > 0)
-    end = counter.count + 10
-    counter.reach(end)
-    assert end <= counter.count < 200
+    counter.reach(counter.count + 10)
+    assert threads[0].is_alive()
+    go_on.set()
     join(threads)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_a_leader_that_fails_hands_over(error: BaseException) -> None:
+def test_calls_run_between_steps_in_order() -> None:
+    counter = Counter()
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
+    found = [counter.loop.call(lambda: (threading.get_ident(), counter.count)) for _ in range(20)]
+    go_on.set()
+    join(threads)
+    assert [count for _, count in found] == sorted(count for _, count in found)
+    assert {thread for thread, _ in found} == counter.by
+
+
+def test_a_call_raises_what_its_work_raises() -> None:
+    counter = Counter()
+
+    def work() -> None:
+        raise LookupError("work")
+
+    for _ in range(2):
+        with pytest.raises(LookupError, match="work"):
+            counter.loop.call(work)
+    assert counter.loop.call(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_a_step_that_raises_leaves_nobody_waiting(error: BaseException) -> None:
     counter = Counter()
     counter.fail_at[10] = error
     failed: list[BaseException] = []
@@ -259,55 +227,99 @@ def test_a_leader_that_fails_hands_over(error: BaseException) -> None:
     def work() -> None:
         try:
             counter.reach(40)
-        except BaseException as caught:
+        except EngineStepError as caught:
             failed.append(caught)
 
     join(start(*[work] * 4))
-    assert failed == [error]
-    assert counter.count == 40
+    assert {id(caught.__cause__) for caught in failed} <= {id(error)}
+    assert failed
+    assert len(set(map(id, failed))) == len(failed), "an error has one traceback, so each caller gets its own"
+    counter.reach(45)
 
 
-def test_a_condition_that_fails_hands_over() -> None:
+def test_a_condition_that_raises_fails_its_caller_only() -> None:
     counter = Counter()
-    threads = start(lambda: counter.reach(30))
-    wait_for(lambda: counter.count > 0)
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
 
     def broken() -> bool:
-        if counter.count > 5:
-            raise ValueError("condition")
-        return False
+        raise ValueError("condition")
 
     with pytest.raises(ValueError, match="condition"):
         counter.loop.run_until(broken)
-    join(threads)
-    assert counter.count == 30
-    counter.reach(35)
-    assert counter.count == 35
-
-
-@needs_signals
-def test_interrupts_of_a_waiting_thread_at_any_moment() -> None:
-    """The main thread, leader or follower, is interrupted; the others reach their ends."""
-    counter = Counter()
-    chance = random.Random(2)
-    threads = start(*[lambda: counter.reach(150)] * 3)
-    for _ in range(25):
-        with pytest.raises(KeyboardInterrupt), interrupted_after(chance.uniform(1e-4, 8e-3)):
-            counter.loop.run_until(lambda: False)
-        if counter.count >= 150:
-            break
-    join(threads)
     counter.reach(counter.count + 3)
+    go_on.set()
+    join(threads)
 
 
 def test_the_turn_is_free_between_steps() -> None:
-    """Who wants to add a request gets the turn behind the step that runs."""
     counter = Counter()
-    threads = start(lambda: counter.reach(100))
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
     wait_for(lambda: counter.count > 0)
     for _ in range(5):
         before = counter.count
         with counter.turn:
             assert counter.count <= before + 2
-    assert counter.count < 100
+    go_on.set()
+    join(threads)
+
+
+def test_the_thread_ends_with_its_loop() -> None:
+    counter = Counter()
+    counter.reach(3)
+    running = counter.loop._running
+    assert running.locked()
+    del counter
+    gc.collect()
+    wait_for(lambda: not running.locked())
+
+
+@pytest.mark.parametrize("how", ["ended", "stale"])
+def test_a_thread_that_has_ended_is_replaced(how: str) -> None:
+    counter = Counter()
+    counter.reach(3)
+    if how == "ended":
+        counter.loop.end()
+        assert not counter.loop._running.locked()
+    else:
+        counter.loop.is_stale = True
+        counter.loop.call(lambda: None)
+    counter.reach(6)
+    assert counter.count == 6
+    assert len(counter.by) == 2 or how == "ended"  # the system may give the same number again
+
+
+@pytest.mark.parametrize("how", ["ended", "stale"])
+def test_who_still_waits_is_served_by_the_next_thread(how: str) -> None:
+    counter = Counter()
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
+    wait_for(lambda: counter.count > 0)
+    if how == "ended":
+        counter.loop.end()
+        assert not counter.loop._running.locked()
+    else:
+        counter.loop.is_stale = True
+    go_on.set()
+    join(threads)
+
+
+def test_a_forked_process_is_refused() -> None:
+    counter = Counter()
+    go_on = threading.Event()
+    threads = start(lambda: counter.loop.run_until(go_on.is_set))
+    wait_for(lambda: counter.count > 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            for use in (lambda: counter.loop.call(lambda: 1), lambda: counter.reach(10**9), counter.loop.check_process):
+                with pytest.raises(ForkedProcessError, match="spawn"):
+                    use()
+            counter.loop.end()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go_on.set()
     join(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
-from engine.engine_cases import INPUTS, NAMES, PAGE_BYTES, assert_nothing_left, counts, serve
+from engine.engine_cases import INPUTS, NAMES, PAGE_BYTES, assert_nothing_left, counts, hooked, poison, serve
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel
@@ -57,15 +57,9 @@ def test_other_weights_are_never_served_old_keys() -> None:
 
 def test_one_broken_request_ends_its_call_at_once() -> None:
     served = serve()
-    with pytest.raises(NonFiniteLogitsError):
-        served.generate(
-            ["да", "нет"],
-            generation_config=[
-                tf.GenerationConfig(max_new_tokens=90),
-                tf.GenerationConfig(max_new_tokens=5, suppress_tokens=list(range(60))),
-            ],
-            eos_token_id=None,
-        )
+    configs = [tf.GenerationConfig(max_new_tokens=90), tf.GenerationConfig(max_new_tokens=5)]
+    with hooked(served, poison(served, "f"), index=0), pytest.raises(NonFiniteLogitsError):
+        served.generate(["да", "буква f"], generation_config=configs, eos_token_id=None)
     assert counts(served)["steps"] < 10
     assert_nothing_left(served)
 
