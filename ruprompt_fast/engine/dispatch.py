@@ -165,9 +165,9 @@ class Dispatcher:
     def _padded_needs(self, current: _Current, task: GenerationTask) -> str:
         """Why a task has to take the padded path; empty if it need not."""
         settings = padded_only_settings(task.config)
-        sequences = max(task.config.num_beams or 1, task.config.num_return_sequences or 1)
-        if sequences > self._options.max_batch_size:
-            settings = [*settings, f"{sequences} sequences, more than max_batch_size={self._options.max_batch_size}"]
+        most = self._options.max_batch_size
+        if task.num_sequences > most:
+            settings = [*settings, f"{task.num_sequences} sequences, more than max_batch_size={most}"]
         _check_deep(task.request, current.reason, settings)
         why = current.reason or (f"of {', '.join(settings)}" if settings else "")
         if why and (names := task.extras.engine_only()):

@@ -29,7 +29,7 @@ from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.engine.stopping import StopStrings, unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.text import TextStream
-from ruprompt_fast.errors import RupromptError, SettingError
+from ruprompt_fast.errors import RupromptError, SettingError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -71,6 +71,7 @@ class PaddedGenerator:
         self._max_batch_size = max_batch_size
         self._turn = turn
         self._slots = FairLock(_MAX_CALLS_AT_ONCE)
+        self._decoder_start = model.generation_config.decoder_start_token_id
         self._takes = set(inspect.signature(model.forward).parameters)
 
     def generate(
@@ -87,14 +88,7 @@ class PaddedGenerator:
             DetachedModelError: the model has lost its prompts.
             EngineStepError: the model failed.
         """
-        guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)
-        if guided and self._model.config.is_encoder_decoder:
-            raise SettingError("guidance_scale needs a decoder-only model: transformers cannot guide encoder-decoders.")
-        if any(task.config.prompt_lookup_num_tokens and task.config.do_sample for task in tasks if task.request.prompt):
-            raise SettingError(
-                "prompt_lookup_num_tokens with do_sample=True cannot run behind a prompt: transformers would propose "
-                "the prompt's rows as tokens. Leave one of the two out."
-            )
+        self._check(tasks)
         seeds = [task.noise_seed() for task in tasks]
 
         def work(apart: Apart[tuple[int, list[GenerationOutput]]]) -> None:
@@ -120,9 +114,15 @@ class PaddedGenerator:
             [requests, len(continuation) + 1, vocabulary], float32.
 
         Raises:
+            UnsupportedModelError: an encoder-decoder that does not say what its decoder starts with.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: the model failed.
         """
+        if self._model.config.is_encoder_decoder and self._decoder_start is None:
+            raise UnsupportedModelError(
+                "classification needs the token that the decoder starts with; set the model's "
+                "generation_config.decoder_start_token_id before it is loaded here."
+            )
 
         def work(apart: Apart[Tensor]) -> None:
             for start in range(0, len(requests), self._max_batch_size):
@@ -135,7 +135,15 @@ class PaddedGenerator:
         return torch.cat(list(Apart(work).results()))
 
     def stream(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
-        """The text of a task's one output, piece by piece; closing the iterator stops generating."""
+        """The text of a task's one output, piece by piece; closing the iterator stops generating.
+
+        Raises:
+            SettingError: transformers cannot do what is asked; before the first piece is asked for.
+        """
+        self._check([task])
+        return self._pieces(task, stop_strings)
+
+    def _pieces(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
         seed = task.noise_seed()
 
         def work(apart: Apart[int]) -> None:
@@ -155,11 +163,20 @@ class PaddedGenerator:
         if failure is not None:
             raise failure
 
+    def _check(self, tasks: Sequence[GenerationTask]) -> None:
+        guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)
+        if guided and self._model.config.is_encoder_decoder:
+            raise SettingError("guidance_scale needs a decoder-only model: transformers cannot guide encoder-decoders.")
+        if any(task.config.prompt_lookup_num_tokens and task.config.do_sample for task in tasks if task.request.prompt):
+            raise SettingError(
+                "prompt_lookup_num_tokens with do_sample=True cannot run behind a prompt: transformers would propose "
+                "the prompt's rows as tokens. Leave one of the two out."
+            )
+
     def _continue(self, batch: Sequence[Request], continuation: list[int]) -> Tensor:
         if self._model.config.is_encoder_decoder:
             input_ids, mask, rows = self._assemble(batch)
-            start = self._model.generation_config.decoder_start_token_id
-            decoder_ids = torch.tensor([[start, *continuation]] * len(batch), device=input_ids.device)
+            decoder_ids = torch.tensor([[self._decoder_start, *continuation]] * len(batch), device=input_ids.device)
             inputs: dict[str, Any] = {"decoder_input_ids": decoder_ids}
         else:
             input_ids, mask, rows = self._assemble([request.followed_by(continuation) for request in batch])
@@ -179,7 +196,9 @@ class PaddedGenerator:
         for indices in groups.values():
             indices.sort(key=lambda index: len(tasks[index].request.input_ids))
             # transformers looks candidates up in the input of a single request only.
-            size = 1 if tasks[indices[0]].config.prompt_lookup_num_tokens else self._max_batch_size
+            first = tasks[indices[0]]
+            at_once = max(1, self._max_batch_size // first.num_sequences)
+            size = 1 if first.config.prompt_lookup_num_tokens else at_once
             for start in range(0, len(indices), size):
                 yield indices[start : start + size]
 
@@ -265,6 +284,8 @@ class PaddedGenerator:
         settings.max_length, settings.min_length = None, None
         settings.max_new_tokens, settings.min_new_tokens = budget.most, budget.least or None
         settings.pad_token_id = _padding_token(self._tokenizer, settings, self._embedding.num_embeddings)
+        if self._embedding.weight.device.type == "cpu" and "offloaded" in (settings.cache_implementation or ""):
+            settings.cache_implementation = None  # there is nowhere to offload to, and transformers asks for CUDA
         never = unused_ids(self._model, self._tokenizer)
         if never:
             settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), *never})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine.engine_cases import ENDLESS, INPUTS, NAMES, Fault, assert_nothing_left, hooked, serve, wait_for
 
-from ruprompt_fast.errors import DetachedModelError, EngineStepError
+from ruprompt_fast.errors import DetachedModelError, EngineStepError, SettingError
 
 BEAMS = {"num_beams": 2, "do_sample": True, "output_scores": True, "max_new_tokens": 6}
 LOOKUP = {"prompt_lookup_num_tokens": 2}
@@ -204,3 +204,24 @@ def test_one_requests_own_error_fails_it_alone(monkeypatch: pytest.MonkeyPatch) 
     ]
     assert [model.generate(item, name, **settings) for item, name in zip(INPUTS, NAMES, strict=True)] == expected
     assert_nothing_left(model)
+
+
+def test_streams_are_checked_as_calls_are() -> None:
+    """Before the first piece is asked for."""
+    with pytest.raises(SettingError, match="prompt's rows"):
+        serve().stream("да", "short", prompt_lookup_num_tokens=2, do_sample=True)
+    with pytest.raises(SettingError, match="decoder-only"):
+        serve("t5").stream("да", "short", guidance_scale=1.5)
+
+
+def test_the_fallback_runs_so_many_sequences_at_once_and_no_more() -> None:
+    model = serve("t5", max_batch_size=8)
+    rows: list[int] = []
+
+    def hook(module: Any, arguments: Any) -> None:
+        rows.append(arguments[0].shape[0])
+
+    with hooked(model, hook):
+        outputs = model.generate(["да", "нет", "ну", "ой", "эх"], num_beams=3, max_new_tokens=3)
+    assert len(outputs) == 5
+    assert max(rows) == 6
