@@ -62,7 +62,8 @@ class Loader:
         process, self._process = self._process, None
         assert process is not None
         process.kill()
-        return outcome, f"exit status {process.wait()}"
+        with process:  # closes its pipes
+            return outcome, f"exit status {process.wait()}"
 
     def __enter__(self) -> Loader:
         return self

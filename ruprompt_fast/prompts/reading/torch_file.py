@@ -9,7 +9,8 @@ from typing import Any
 from ruprompt_fast.errors import PromptFileError, UnsafeFileError
 from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES
 from ruprompt_fast.prompts.reading.json_object import shown_reason
-from ruprompt_fast.prompts.reading.pickled import PickledTensor, read_pickle
+from ruprompt_fast.prompts.reading.pickled import read_pickle
+from ruprompt_fast.prompts.reading.pickled_values import PickledTensor
 from ruprompt_fast.prompts.reading.regular_file import RegularFile
 from ruprompt_fast.prompts.reading.stored_tensor import StoredTensor
 from ruprompt_fast.prompts.reading.zip_directory import Record, is_zip, zip_records
