@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ruprompt_fast.embedding import PROVIDERS_KEY, hide_from_save, note_update
 from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import MultiPrompt, Prompt, freeze_model
+from ruprompt_fast.prompts.tensor_files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+# What transformers names the parts of a model that it saves in several files.
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 class FreezeTransformerUnfreezePrompt(TrainerCallback):
@@ -82,10 +87,14 @@ class ReduceCheckpoint(TrainerCallback):
         if model is None or not state.is_world_process_zero:
             return
         folder = _checkpoint_folder(args, state)
+        providers = _provider_state(model)
+        # The new file stands before the old ones go: a run that is killed here has one or the other.
+        write_atomically(
+            os.path.join(folder, SAFE_WEIGHTS_NAME), lambda path: save_file(providers, path, metadata={"format": "pt"})
+        )
         for name in os.listdir(folder):
-            if name == SAFE_WEIGHTS_INDEX_NAME or (name.startswith("model") and name.endswith(".safetensors")):
+            if name == SAFE_WEIGHTS_INDEX_NAME or _SHARD.fullmatch(name):
                 os.remove(os.path.join(folder, name))
-        save_file(_provider_state(model), os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
 
 class SavePretrainedPrompt(TrainerCallback):
