@@ -3,113 +3,29 @@
 from __future__ import annotations
 
 import random
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import pytest
+from attack.interrupts import FALLBACK, Bystander, interrupter, kinds
 from engine.engine_cases import ENDLESS, INPUTS, NAMES, REQUESTS, Fault, assert_nothing_left, hooked, serve, wait_for
-
-from ruprompt_fast import FastPromptModel
 
 pytestmark = pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread only"
 )
 
-PADDED = {"prompt_lookup_num_tokens": 2}
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt in the main thread after a while, once for each time that it is armed."""
-
-    def __init__(self) -> None:
-        self.is_armed = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_armed:
-            self.is_armed = False
-            raise KeyboardInterrupt
-
-    def meets(self, call: Callable[[], object], seconds: float) -> bool:
-        """Whether the interrupt came before ``call`` was over."""
-        try:
-            self.is_armed = True
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            call()
-            self.is_armed = False
-        except KeyboardInterrupt:
-            return True
-        return False
-
-
-@contextmanager
-def interrupter() -> Iterator[Interrupter]:
-    found = Interrupter()
-    before = signal.signal(signal.SIGALRM, found.handle)
-    try:
-        yield found
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def read(model: FastPromptModel, pieces: int, **settings: object) -> None:
-    stream = model.stream("привет", "short", max_new_tokens=12, **ENDLESS, **settings)
-    for _ in range(pieces):
-        next(stream, None)
-    stream.close()
-
-
-def kinds(model: FastPromptModel) -> list[Callable[[], object]]:
-    """Calls of every kind that a program makes."""
-    return [
-        lambda: model.generate(INPUTS, NAMES, max_new_tokens=6, **ENDLESS),
-        lambda: model.generate("да", "around", num_beams=3, max_new_tokens=6),
-        lambda: model.generate("да", "short", do_sample=True, num_return_sequences=3, max_new_tokens=6),
-        lambda: model.generate("да", "short", max_new_tokens=4, **ENDLESS, **PADDED),
-        lambda: read(model, 4),
-        lambda: read(model, 3, **PADDED),
-        lambda: model.classify("привет", "short", labels=["да", "нет"]),
-        lambda: model.add_prompt("extra", model.prompts["short"]),
-        lambda: model.generate("да", "extra", max_new_tokens=3),
-        model.warm_up,
-        model.stats,
-    ]
-
 
 def test_thousands_of_interrupts_leave_nothing_behind() -> None:
-    """While other threads get the texts that they get alone."""
+    """While another thread gets the texts that it gets alone."""
     model = serve(num_pages=40)
     model.add_prompt("extra", model.prompts["short"])
     expected = model.generate(INPUTS, NAMES, max_new_tokens=6, **ENDLESS)
-    padded = model.generate("да", "short", max_new_tokens=4, **ENDLESS, **PADDED)
-    stop, problems, rounds = threading.Event(), [], [0]
-
-    def others() -> None:
-        try:
-            while not stop.is_set():
-                rounds[0] += 1
-                if model.generate(INPUTS, NAMES, max_new_tokens=6, **ENDLESS) != expected:
-                    problems.append("engine")
-                if model.generate("да", "short", max_new_tokens=4, **ENDLESS, **PADDED) != padded:
-                    problems.append("padded")
-        except BaseException as error:
-            problems.append(repr(error))
-
-    thread = threading.Thread(target=others)
-    thread.start()
     chance = random.Random(0)
-    calls = kinds(model)
-    with interrupter() as interrupts:
+    calls = list(kinds(model).values())
+    with interrupter() as interrupts, Bystander(model) as bystander:
         hits = sum(interrupts.meets(chance.choice(calls), 10 ** chance.uniform(-4.7, -2)) for _ in range(2500))
-    stop.set()
-    thread.join(30)
-    assert not thread.is_alive()
-    assert problems == []
+    assert bystander.problems == []
     assert hits > 1000
-    assert rounds[0] > 10
+    assert bystander.rounds > 10
     assert_nothing_left(model)
     assert model.generate(INPUTS, NAMES, max_new_tokens=6, **ENDLESS) == expected
 
@@ -148,7 +64,7 @@ def test_an_interrupt_in_a_step_leaves_the_requests_of_other_threads_alone() -> 
     assert_nothing_left(model)
 
 
-@pytest.mark.parametrize("settings", [{}, PADDED], ids=["engine", "padded"])
+@pytest.mark.parametrize("settings", [{}, FALLBACK], ids=["engine", "padded"])
 def test_streams_that_are_interrupted_and_forgotten(settings: dict[str, int]) -> None:
     model = serve()
     text, name = REQUESTS[0]
