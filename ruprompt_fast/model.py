@@ -14,8 +14,8 @@ import torch
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
 from ruprompt_fast.engine.build import EngineOptions
+from ruprompt_fast.engine.calls import CallReader
 from ruprompt_fast.engine.classify import classify, encode_labels
-from ruprompt_fast.engine.context import limits_of
 from ruprompt_fast.engine.dispatch import Dispatcher
 from ruprompt_fast.engine.loading import (
     check_served,
@@ -27,13 +27,11 @@ from ruprompt_fast.engine.loading import (
     sources_of,
     weight_dtype_of,
 )
-from ruprompt_fast.engine.merging import SettingsMerger, own_settings
+from ruprompt_fast.engine.merging import own_settings
 from ruprompt_fast.engine.progress import progress_bar
 from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry
-from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, parallel
+from ruprompt_fast.engine.requests import Input
 from ruprompt_fast.engine.stats import ModelStats
-from ruprompt_fast.engine.tasks import GenerationTask, make_tasks
-from ruprompt_fast.engine.texts import most_chars
 from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, UnknownPromptError, shown
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 
@@ -78,15 +76,16 @@ class FastPromptModel:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self._max_batch_size = options.max_batch_size
-        self._defaults = own_settings(model)
-        self._merger = SettingsMerger(self._defaults, tokenizer, limits_of(model.config))
+        settings = own_settings(model)
         self._embedding = attach_prompts(model, [], len(tokenizer))
         model.eval()
         self._embedding.is_served = True
         weight = self._embedding.weight
         self._registry = PromptRegistry(
             self._embedding.row_width, model.config, weight.device, weight.dtype, self._check_prompt
+        )
+        self._calls = CallReader(
+            self._registry, model.config, tokenizer, self._embedding, settings, options.max_batch_size
         )
         self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options)
 
@@ -256,7 +255,7 @@ class FastPromptModel:
             EngineStepError: a step of the engine failed.
         """
         extras = (seed, presence_penalty, frequency_penalty, logit_bias)
-        tasks = self._tasks(inputs, prompt, generation_config, extras, generation_kwargs)
+        tasks = self._calls.tasks(inputs, prompt, generation_config, extras, generation_kwargs)
         with progress_bar(len(tasks), progress) as report:
             return self._dispatcher.generate(tasks, report)
 
@@ -278,7 +277,7 @@ class FastPromptModel:
         :meth:`generate`; wrong ones are refused before the first piece is asked for.
         """
         extras = (seed, presence_penalty, frequency_penalty, logit_bias)
-        (task,) = self._tasks([input], prompt, generation_config, extras, generation_kwargs)
+        (task,) = self._calls.tasks([input], prompt, generation_config, extras, generation_kwargs)
         return self._dispatcher.stream(task)
 
     async def astream(
@@ -324,7 +323,7 @@ class FastPromptModel:
             LabelError: the labels are no list, too few or too many, too long, or cannot be told apart.
             TokenIdError: a label holds a token that the model has no row for; and what :meth:`generate` raises.
         """
-        requests = self._encode(inputs, prompt)
+        requests = self._calls.requests(inputs, prompt)
         known = min(self._embedding.num_embeddings, self.model.config.get_text_config().vocab_size)
         label_ids = encode_labels(labels, self.tokenizer, known)
         return classify(requests, labels, label_ids, self._dispatcher, self.model.config)
@@ -342,7 +341,7 @@ class FastPromptModel:
             EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
                 EmptyInputError, ContextLengthError, TokenIdError: see :meth:`generate`.
         """
-        return [len(request.input_ids) for request in self._encode(inputs, prompt)]
+        return [len(request.input_ids) for request in self._calls.requests(inputs, prompt)]
 
     def detach(self) -> PreTrainedModel:
         """Give the model back with its own input embedding and layers; this object cannot be used afterwards.
@@ -353,33 +352,6 @@ class FastPromptModel:
         if self.model.get_input_embeddings() is self._embedding:
             detach_prompts(self.model)
         return self.model
-
-    def _tasks(
-        self,
-        inputs: Input | Sequence[Input],
-        prompt: str | Sequence[str | None] | None,
-        generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
-        extras: tuple[Any, Any, Any, Any],
-        kwargs: Mapping[str, Any],
-    ) -> list[GenerationTask]:
-        requests = self._encode(inputs, prompt)
-        configs = self._merger.merged(parallel(generation_config, len(requests), "generation_config"), kwargs)
-        names = ("seed", "presence_penalty", "frequency_penalty", "logit_bias")
-        columns = [parallel(value, len(requests), name) for name, value in zip(names, extras, strict=True)]
-        return make_tasks(requests, configs, self._merger.extras(columns), self.model.config, self._max_batch_size)
-
-    def _encode(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
-        batch = as_batch(inputs)
-        names: list[str | None] = parallel(prompt, len(batch), "prompt")
-        return encode_requests(
-            batch,
-            names,
-            self._registry,
-            self.tokenizer,
-            self._embedding.first_prompt_id + 1,
-            self._embedding.num_embeddings,
-            most_chars(self.model.config),
-        )
 
     def _check_prompt(self, prompt: LoadedPrompt) -> None:
         prompt.check_literals(self.tokenizer, self._embedding.first_prompt_id + 1, self._embedding.num_embeddings)
