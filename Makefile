@@ -3,6 +3,7 @@
 # make lint      formatting, lint, types, the stub of the extension
 # make bench     timings against PyTorch, ruPrompts' algorithm, transformers, CTranslate2 and PEFT: a quarter of an hour
 # make sanitize  the scheduler under a million random operations, with AddressSanitizer and UBSan
+# make attack    threads, signals, kills, hostile files and settings, for ten minutes (ATTACK_MINUTES=10)
 # make soak      random work on the engine from many threads, half an hour (SOAK_MINUTES=30): texts, pages and memory
 # make wheel     the wheel and the source distribution, in dist/
 #
@@ -18,7 +19,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PYTEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint bench sanitize soak wheel clean
+.PHONY: demo test lint bench sanitize attack soak wheel clean
 
 demo: .make/package
 	$(BIN)/ruprompt-fast demo
@@ -49,6 +50,11 @@ $(SANITIZE_DIR)/scheduler_random_ops: tests/native/scheduler_random_ops.cc $(SCH
 	mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
 		-fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter %.cc,$^) -o $@
+
+ATTACK_MINUTES ?= 10
+
+attack: .make/dev
+	$(ONE_THREAD) $(BIN)/python tests/attack --minutes $(ATTACK_MINUTES)
 
 SOAK_MINUTES ?= 30
 
