@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
-from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts, detach_prompts
+from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
 from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.engine.calls import CallReader
 from ruprompt_fast.engine.classify import classify, encode_labels
@@ -146,7 +146,7 @@ class FastPromptModel:
             if is_object and (dtype is not None or device is not None):
                 network.to(device=target, dtype=dtype_of(weight_dtype))
             served.stats()  # builds the engine: its cost belongs to loading, not to the first request
-        except Exception:
+        except BaseException:  # an interrupt, too
             served.detach().train(was_training)
             raise
         return served
@@ -349,8 +349,6 @@ class FastPromptModel:
         What ``dtype="int8"`` has rounded stays rounded.
         """
         self._dispatcher.close()
-        if self.model.get_input_embeddings() is self._embedding:
-            detach_prompts(self.model)
         return self.model
 
     def _check_prompt(self, prompt: LoadedPrompt) -> None:

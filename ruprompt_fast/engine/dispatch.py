@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.embedding import detach_prompts
 from ruprompt_fast.engine.build import BuiltEngine, EngineOptions, build_engine
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.generator import EngineGenerator, Progress
@@ -148,8 +149,13 @@ class Dispatcher:
             self._loop.call(current.built.engine.check_integrity)
 
     def close(self) -> None:
-        """Free the pages and give the model its own layers back; requests that still run fail."""
-        self._loop.call(self._drop)
+        """Free the pages and give the model its own layers and embedding back; requests that still run fail."""
+        self._loop.call(self._give_back)
+
+    def _give_back(self) -> None:
+        self._drop()
+        if self._model.get_input_embeddings() is self._embedding:
+            detach_prompts(self._model)
 
     def _step(self) -> bool:
         built = None if self._current is None else self._current.built
