@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -81,9 +82,8 @@ class FastPromptModel:
         model.eval()
         self._embedding.is_served = True
         weight = self._embedding.weight
-        self._registry = PromptRegistry(
-            self._embedding.row_width, model.config, weight.device, weight.dtype, self._check_prompt
-        )
+        check = partial(_check_prompt, tokenizer, self._embedding)
+        self._registry = PromptRegistry(self._embedding.row_width, model.config, weight.device, weight.dtype, check)
         self._calls = CallReader(
             self._registry, model.config, tokenizer, self._embedding, settings, options.max_batch_size
         )
@@ -351,8 +351,9 @@ class FastPromptModel:
         self._dispatcher.close()
         return self.model
 
-    def _check_prompt(self, prompt: LoadedPrompt) -> None:
-        prompt.check_literals(self.tokenizer, self._embedding.first_prompt_id + 1, self._embedding.num_embeddings)
+
+def _check_prompt(tokenizer: PreTrainedTokenizerBase, embedding: SplicedEmbedding, prompt: LoadedPrompt) -> None:
+    prompt.check_literals(tokenizer, embedding.first_prompt_id + 1, embedding.num_embeddings)
 
 
 def _load_prompt(source: PromptSource) -> Prompt:

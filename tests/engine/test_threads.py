@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -207,6 +209,23 @@ def test_warm_up_from_many_threads() -> None:
     assert counts(model)["resident_prefixes"] == len(model.prompts)
     assert model.generate(INPUTS, NAMES, max_new_tokens=8) == serve().generate(INPUTS, NAMES, max_new_tokens=8)
     assert_nothing_left(model)
+
+
+def test_a_model_that_nobody_holds_is_gone_at_once() -> None:
+    """Its pages with it: neither a cycle nor the engine's thread keeps them."""
+    model = serve()
+    model.generate("да", "short", max_new_tokens=3)
+    model.generate("да", "short", max_new_tokens=3, prompt_lookup_num_tokens=2)
+    stream = model.stream("да", max_new_tokens=30)
+    next(stream)
+    reference = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del stream, model
+        wait_for(lambda: reference() is None)
+    finally:
+        gc.enable()
 
 
 def test_both_paths_at_once(model: FastPromptModel) -> None:
