@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -123,8 +124,8 @@ def main() -> None:
         else:
             done = attempt(folder / "killed", event=rng.randint(1, 60))
         killed += not done
-        if done:
-            break
+        if done and number + 1 < kills:  # it was faster than thought: there is nothing left to kill
+            shutil.rmtree(folder / "killed")
     if not attempt(folder / "killed"):
         raise SystemExit("the last attempt was killed")
     print(killed)
