@@ -12,7 +12,7 @@ from typing import Any
 
 from ruprompt_fast.cache import model_identity, prefix_key
 from ruprompt_fast.engine.progress import progress_bar
-from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.errors import ConfigError, shown
 from ruprompt_fast.model import FastPromptModel
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
@@ -77,6 +77,8 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _format_of(self)
+        if not Path(self.output).name:
+            raise ConfigError(f"output must name a file; found {shown(str(self.output))}.")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
         if not 0 <= self.seed < 2**31:

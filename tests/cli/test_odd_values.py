@@ -44,6 +44,7 @@ NAMED = {
     "nan": ([*TRAIN, "optimization.learning_rate=.nan"], "learning_rate"),
     "a folder as data": ([*TRAIN, "data.train=/proc/self/mem"], "the suffix ''"),
     "huge": (["evaluate", "batch_size=" + "9" * 5000], "batch_size"),
+    "no name": (["generate", "prompt=x", "input=y", "output=//"], "output must name a file"),
     "negative": (["evaluate", "prompt=x", "data=y", "batch_size=-1"], "batch_size"),
 }
 
