@@ -26,6 +26,15 @@ def shown(value: object, max_chars: int = 200) -> str:
     return _shortened(shortener.repr(value), max_chars, max_chars // 3)
 
 
+def described(error: BaseException) -> str:
+    """An error's type and message, shortened; never an error, also where its message cannot be made."""
+    try:
+        text = str(error)
+    except Exception as failure:
+        text = f"<a message that raises {type(failure).__name__}>"
+    return _shortened(f"{type(error).__name__}: {text}", MAX_MESSAGE_CHARS // 2, _MESSAGE_END_CHARS // 2)
+
+
 class _Shortener(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
@@ -219,6 +228,10 @@ class EngineStepError(RupromptError, RuntimeError):
 
 class ForkedProcessError(RupromptError, RuntimeError):
     """A model is used in a process that was forked from the one that loaded it; start such processes with spawn."""
+
+
+class ReentrantCallError(RupromptError, RuntimeError):
+    """A model is called from inside one of its own steps, where the call would wait for itself."""
 
 
 class IntegrityError(RupromptError, RuntimeError):

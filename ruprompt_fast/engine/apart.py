@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
-import atexit
-import threading
-import weakref
+import os
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from ruprompt_fast.errors import EngineStepError
+from ruprompt_fast.engine.threads import check_caller, program_is_ending, start_thread
 
 T = TypeVar("T")
 
@@ -20,18 +17,18 @@ class Apart(Generic[T]):
 
     Args:
         work: is handed this object; calls :meth:`send`, and stops early where :attr:`is_closed` says so.
-
-    Attributes:
-        is_closed: whether nobody reads the results any more.
     """
 
     def __init__(self, work: Callable[[Apart[T]], None]) -> None:
         self._work = work
         self._results: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
-        self._has_started = False
-        self._ended = threading.Lock()  # free once the thread has done its work
-        self._ended.acquire()
-        self.is_closed = False
+        self._process = os.getpid()
+        self._is_abandoned = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody reads the results any more."""
+        return self._is_abandoned or program_is_ending()
 
     def send(self, result: T) -> None:
         """Hand one result to the reader."""
@@ -42,43 +39,27 @@ class Apart(Generic[T]):
 
         Raises:
             EngineStepError: the system gives no thread.
+            ForkedProcessError: it is read in a fork of the process that it was made in.
+            ReentrantCallError: it is read on a thread of ours.
         """
         try:
-            _STARTED.add(self)
-            try:
-                _thread.start_new_thread(self._run, ())
-            except RuntimeError as error:
-                raise EngineStepError(f"a thread cannot be started: {error}") from error
+            check_caller(self._process)
+            start_thread(self._run)
             while (result := self._results.get()) is not None:
                 if isinstance(result, BaseException):
-                    raise result
+                    try:
+                        raise result
+                    finally:
+                        del result  # its traceback holds this frame
                 yield result[0]
+                check_caller(self._process)
         finally:
-            self.is_closed = True
-
-    def end(self) -> None:
-        """Close the work, and wait until it has stopped."""
-        self.is_closed = True
-        if self._has_started:
-            with self._ended:
-                pass
+            self._is_abandoned = True
 
     def _run(self) -> None:
-        self._has_started = True
         try:
             self._work(self)
         except BaseException as error:  # it is raised where the results are read
             self._results.put(error)
         finally:
             self._results.put(None)
-            self._ended.release()
-
-
-_STARTED: weakref.WeakSet[Apart[Any]] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_all() -> None:
-    """A thread in native code must not outlive the interpreter."""
-    for apart in list(_STARTED):
-        apart.end()

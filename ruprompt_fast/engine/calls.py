@@ -11,6 +11,7 @@ from ruprompt_fast.engine.registry import PromptRegistry
 from ruprompt_fast.engine.requests import Input, Request, as_batch, encode_requests, parallel
 from ruprompt_fast.engine.tasks import GenerationTask, make_tasks
 from ruprompt_fast.engine.texts import most_chars
+from ruprompt_fast.engine.threads import check_program
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -54,7 +55,9 @@ class CallReader:
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
                 EmptyInputError, ContextLengthError, TokenIdError: one is wrong.
+            EngineStepError: the program ends.
         """
+        check_program()
         batch = as_batch(inputs)
         names: list[str | None] = parallel(prompt, len(batch), "prompt")
         return encode_requests(

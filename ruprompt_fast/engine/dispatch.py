@@ -185,7 +185,7 @@ class Dispatcher:
 
     def _ready(self) -> _Current:
         """The engine for the model as it is now."""
-        self._loop.check_process()
+        self._loop.check_caller()
         check_attached(self._model, self._embedding)
         current = self._current
         if current is not None and current.state == _state(self._embedding.weight):
@@ -196,7 +196,9 @@ class Dispatcher:
         state = _state(self._embedding.weight)
         if self._current is None or self._current.state != state:
             self._drop()
+            self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
             self._current = self._build(state)
+            self._loop.is_stale = False
         return self._current
 
     def _build(self, state: tuple[object, ...]) -> _Current:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ruprompt_fast.engine.loop import step_error
 from ruprompt_fast.engine.prefixes import PromptPrefixes
 from ruprompt_fast.engine.runner import ModelRunner
 from ruprompt_fast.engine.stats import EngineStats
-from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, RupromptError
+from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, RupromptError, described
 
 if TYPE_CHECKING:
     from ruprompt_fast._C import Plan, Scheduler
@@ -61,7 +62,7 @@ class Engine:
         self._max_step_tokens = max_step_tokens
         self._jobs: dict[int, Job] = {}
         self._dropped: deque[Job] = deque()
-        self._warming: dict[int, BaseException | None] = {}  # prefixes asked for, and what has failed them
+        self._warm_ups: weakref.WeakSet[WarmUp] = weakref.WeakSet()
         self.num_failed_steps = 0
         self._closed: Callable[[], Exception] | None = None
         self._next_id = 0
@@ -111,8 +112,8 @@ class Engine:
         """
         self._dropped.extend(job for job in jobs if not job.done)
 
-    def warm_up(self, prompts: Sequence[LoadedPrompt]) -> list[int]:
-        """Ask for the prompts' prefixes ahead of the requests that need them; the ids of those that there are.
+    def warm_up(self, prompts: Sequence[LoadedPrompt]) -> WarmUp:
+        """Ask for the prompts' prefixes ahead of the requests that need them.
 
         Raises:
             CapacityError: a prefix can never fit; the others are asked for all the same.
@@ -121,21 +122,9 @@ class Engine:
         asked = [self._ask_for(prompt, refusals) for prompt in prompts]
         if refusals:
             raise refusals[0]
-        prefix_ids = [prefix_id for prefix_id in asked if prefix_id is not None]
-        self._warming |= dict.fromkeys(prefix_ids)
-        return prefix_ids
-
-    def raise_failed(self, prefix_ids: Sequence[int]) -> None:
-        """Say so if a step that was to compute one of these prefixes failed. Requests that use it compute it again.
-
-        Raises:
-            EngineStepError: one failed since it was asked for.
-        """
-        if self._closed is not None:
-            raise self._closed()
-        for prefix_id in prefix_ids:
-            if (cause := self._warming.pop(prefix_id, None)) is not None:
-                raise step_error(cause)
+        warm_up = WarmUp(frozenset(prefix_id for prefix_id in asked if prefix_id is not None))
+        self._warm_ups.add(warm_up)
+        return warm_up
 
     def forget_retired(self) -> None:
         """Let go of the prefixes of prompts that were replaced or removed, as soon as no request uses them."""
@@ -148,6 +137,8 @@ class Engine:
         for request_id, job in list(self._jobs.items()):
             job.fail(error())
             self._leave(request_id)
+        for warm_up in list(self._warm_ups):
+            warm_up.error = error()
 
     @property
     def is_warming(self) -> bool:
@@ -263,11 +254,10 @@ class Engine:
         self.num_failed_steps += 1
         if self._scheduler.in_step:
             self._scheduler.abort()
-        lost = set(self._jobs)
+        lost, prefix_ids = set(self._jobs), None
         if plan is not None:
             ids = set(plan.request_ids[: plan.num_rows].tolist())
             prefix_ids = {-1 - key for key in ids if key < 0} | set(plan.load_ids[: plan.num_loads].tolist())
-            self._warming |= dict.fromkeys(prefix_ids & self._warming.keys(), cause)
             waiting = {key for key, job in self._jobs.items() if job.prefix and job.prefix.prefix_id in prefix_ids}
             lost = ids | waiting
         for request_id, job in list(self._jobs.items()):
@@ -275,6 +265,9 @@ class Engine:
                 job.fail(step_error(cause))
             if job.done:
                 self._leave(request_id)
+        for warm_up in list(self._warm_ups):
+            if prefix_ids is None or warm_up.prefix_ids & prefix_ids:
+                warm_up.error = step_error(cause)
 
     def _leave_dropped(self) -> None:
         while self._dropped:
@@ -295,6 +288,19 @@ class Engine:
         return self._jobs[key] if key >= 0 else self._prefixes.source(-1 - key)
 
 
+@dataclass(eq=False)
+class WarmUp:
+    """Prefixes that one caller asked for ahead.
+
+    Attributes:
+        prefix_ids: which.
+        error: what to tell the caller if one of them could not be computed. Requests that use it compute it again.
+    """
+
+    prefix_ids: frozenset[int]
+    error: Exception | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """What a step did to a request: for each branch from now on, the one that it continues; None for no change."""
@@ -305,6 +311,6 @@ class _Change:
 
 
 def _request_error(cause: Exception) -> EngineStepError:
-    error = EngineStepError(f"the next token of a request could not be chosen: {type(cause).__name__}: {cause}")
+    error = EngineStepError(f"the next token of a request could not be chosen: {described(cause)}")
     error.__cause__ = cause
     return error

@@ -107,9 +107,10 @@ class EngineGenerator:
             CapacityError: a prefix can never fit; the others are asked for all the same.
             EngineStepError: a step failed that computed one of them.
         """
-        prefix_ids = self._loop.call(lambda: self._engine.warm_up(prompts))
-        self._loop.run_until(lambda: not self._engine.is_warming)
-        self._loop.call(lambda: self._engine.raise_failed(prefix_ids))
+        warm_up = self._loop.call(lambda: self._engine.warm_up(prompts))
+        self._loop.run_until(lambda: warm_up.error is not None or not self._engine.is_warming)
+        if warm_up.error is not None:
+            raise warm_up.error
 
     def _job(self, request: Request, params: SamplingParams) -> SamplingJob | BeamJob:
         if params.num_beams == 1:
@@ -146,6 +147,11 @@ class EngineGenerator:
 
 
 def _raise_errors(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.error is not None:
-            raise job.error
+    error = next((job.error for job in jobs if job.error is not None), None)
+    if error is not None:
+        for job in jobs:
+            job.error = None  # its traceback will hold the frames that hold the jobs
+        try:
+            raise error
+        finally:
+            del error

@@ -9,21 +9,21 @@ allocator, however many threads call.
 
 from __future__ import annotations
 
-import _thread
-import atexit
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import torch
 
 from ruprompt_fast.engine.fair_lock import FairLock
-from ruprompt_fast.errors import EngineStepError, ForkedProcessError
+from ruprompt_fast.engine.threads import check_caller, program_is_ending, start_thread, wake_at_end
+from ruprompt_fast.errors import EngineStepError, described
 
 T = TypeVar("T")
 
@@ -86,8 +86,7 @@ class StepLoop:
         turn: the lock over everything that a step changes.
 
     Attributes:
-        is_ending: whether the thread is to end behind the step that it runs.
-        is_stale: whether another thread is to take its place then.
+        is_stale: whether another thread is to take the place of this one, behind the step that it runs.
     """
 
     def __init__(self, step: Callable[[], bool], turn: FairLock) -> None:
@@ -99,10 +98,10 @@ class StepLoop:
         self._process = os.getpid()
         self._waiting: list[weakref.ref[_AnyOrder]] = []
         self._num_threads = 0
-        self.is_ending = False
         self.is_stale = False
-        weakref.finalize(self, self._orders.put, None).atexit = False
-        _LOOPS.add(self)
+        self._wake = partial(self._orders.put, None)
+        weakref.finalize(self, self._wake).atexit = False
+        wake_at_end(self._wake)
 
     def call(self, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises, run on the thread between two steps.
@@ -111,6 +110,7 @@ class StepLoop:
 
         Raises:
             ForkedProcessError: this process is a fork of the one that made the model.
+            ReentrantCallError: the caller is on this thread, or on another of ours.
         """
         return cast(T, self._answer(_Order(work, None)))
 
@@ -118,32 +118,20 @@ class StepLoop:
         """Return as soon as ``done()``, which a step makes true; it is called on the thread, after every step.
 
         Raises:
-            ForkedProcessError: as for :meth:`call`.
+            ForkedProcessError, ReentrantCallError: as for :meth:`call`.
         """
         self._answer(_Order(None, done))
 
-    def check_process(self) -> None:
-        """Refuse a process that was forked: the thread, and those of OpenMP, did not come along.
+    def check_caller(self) -> None:
+        """Refuse a caller whom the thread cannot answer.
 
         Raises:
-            ForkedProcessError: this process is a fork of the one that made the model.
+            ForkedProcessError, ReentrantCallError: as for :meth:`call`.
         """
-        if os.getpid() != self._process:
-            raise ForkedProcessError(
-                f"the model was loaded in process {self._process}, and process {os.getpid()} is a fork of it, without "
-                "its threads. Load a model there, or start such processes with multiprocessing.get_context('spawn')."
-            )
-
-    def end(self) -> None:
-        """Let the step that runs come to its end, and the thread with it; the next call starts another."""
-        if os.getpid() == self._process and self._running.locked():
-            self.is_ending = True
-            self._orders.put(None)
-            with self._running:
-                self.is_ending = False
+        check_caller(self._process)
 
     def _answer(self, order: _Order[T]) -> T | None:
-        self.check_process()
+        self.check_caller()
         try:
             self._orders.put(order)
             while True:
@@ -167,13 +155,9 @@ class StepLoop:
         """Start a thread.
 
         Raises:
-            EngineStepError: the system does not give one.
+            EngineStepError: the system does not give one, or the program ends.
         """
-        # `Thread.start` waits for the thread in Python, where an interrupt would leave it without end.
-        try:
-            _thread.start_new_thread(_run, (weakref.ref(self), self._orders, self._running))
-        except RuntimeError as error:
-            raise EngineStepError(f"the engine's thread cannot be started: {error}") from error
+        start_thread(partial(_run, weakref.ref(self), self._orders, self._running))
 
     def advance(self, order: _AnyOrder | None) -> bool:
         """Carry out orders and, if somebody waits, run a step; whether somebody still waits. For the thread only.
@@ -183,7 +167,10 @@ class StepLoop:
         """
         with self._turn:
             while order is not None:
-                self._take(order)
+                try:
+                    self._take(order)
+                except BaseException as error:  # for want of memory: the order has left the queue
+                    order.answer.put((None, step_error(error)))
                 order = _next(self._orders, wait=False)
             if not self._settle():
                 return False
@@ -223,7 +210,7 @@ class StepLoop:
 
 def step_error(cause: BaseException) -> EngineStepError:
     """What those who lose a request in a failed step are told, each an error of its own."""
-    error = EngineStepError(f"a step of the engine failed: {type(cause).__name__}: {cause}")
+    error = EngineStepError(f"a step of the engine failed: {described(cause)}")
     error.__cause__ = cause
     return error
 
@@ -248,23 +235,15 @@ def _run(owner: weakref.ref[StepLoop], orders: SimpleQueue[_AnyOrder | None], ru
             if loop is None or (order is None and not waits):
                 return
             waits = loop.advance(order)
-            if loop.is_ending or loop.is_stale:
+            if loop.is_stale or program_is_ending():
                 return
             del order
             loop = None
     finally:
+        starts_another = loop is not None and loop.is_stale
+        if loop is not None:
+            loop.is_stale = False  # before another thread may run a step, and set it
         running.release()
-        if loop is not None and loop.is_stale:
-            loop.is_stale = False
+        if loop is not None and starts_another:
             with suppress(EngineStepError):  # for want of memory: the callers try again
                 loop.start()
-
-
-_LOOPS: weakref.WeakSet[StepLoop] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_all() -> None:
-    """Let the steps that still run come to their end: a thread in native code must not outlive the interpreter."""
-    for loop in list(_LOOPS):
-        loop.end()

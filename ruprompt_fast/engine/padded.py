@@ -30,6 +30,7 @@ from ruprompt_fast.engine.stopping import StopStrings, unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.text import TextStream
 from ruprompt_fast.errors import RupromptError, SettingError, UnsupportedModelError
+from ruprompt_fast.routing import batch_dependence
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,8 @@ class PaddedGenerator:
     """Runs requests through ``model.generate``, padded left, each with the rows of its own prompt.
 
     A batch gets a table of its own: row 0 is padding, then the rows of the prompts it uses. A request therefore reads
-    the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours.
+    the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours. Models
+    whose numbers depend on the whole batch run one request at a time.
 
     Every call runs on a thread of its own, which no signal reaches, and gives way to others between two tokens.
 
@@ -68,7 +70,7 @@ class PaddedGenerator:
         self._model = model
         self._tokenizer = tokenizer
         self._embedding = embedding
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = 1 if batch_dependence(model) else max_batch_size
         self._turn = turn
         self._slots = FairLock(_MAX_CALLS_AT_ONCE)
         self._decoder_start = model.generation_config.decoder_start_token_id
@@ -161,7 +163,10 @@ class PaddedGenerator:
         if piece := text.flush():
             yield piece
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
 
     def _check(self, tasks: Sequence[GenerationTask]) -> None:
         guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)

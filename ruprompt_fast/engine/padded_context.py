@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 
-from ruprompt_fast.errors import DetachedModelError, EngineStepError, RupromptError, SettingError
+from ruprompt_fast.errors import (
+    DetachedModelError,
+    EngineStepError,
+    RupromptError,
+    SettingError,
+    UnsupportedModelError,
+    described,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -33,7 +40,12 @@ def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
 
     Raises:
         DetachedModelError: the model has another input embedding now.
+        UnsupportedModelError: it was compiled in place, and compiled code does not see the rows that a call brings.
     """
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModelError(
+            "the model was compiled by model.compile(), which serving cannot use. Load it plain."
+        )
     if model.get_input_embeddings() is not embedding:
         raise DetachedModelError(
             "the model's input embedding is not this FastPromptModel's any more: it was detached, or another "
@@ -89,7 +101,7 @@ def reads_input_ids(config: GenerationConfig) -> bool:
 
 def generate_error(error: Exception) -> RupromptError:
     """What the caller is told where transformers' generate raises ``error``."""
-    found = f"{type(error).__name__}: {error}"
+    found = described(error)
     if isinstance(error, (ArithmeticError, MemoryError, OSError, RuntimeError)) and not isinstance(
         error, (NotImplementedError, OverflowError)
     ):

@@ -11,16 +11,25 @@ from torch.overrides import TorchFunctionMode
 
 from ruprompt_fast.engine.padded_context import WideLogits
 
-# What transformers' generate and its candidate generators draw with besides `multinomial`, and takes a generator.
-_DRAWS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.normal})
+# What draws, besides `multinomial`, and takes a generator.
+_DRAWS = frozenset(
+    {
+        *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.normal, torch.poisson),
+        *(Tensor.bernoulli, Tensor.bernoulli_, Tensor.exponential_, Tensor.uniform_, Tensor.normal_, Tensor.random_),
+        *(Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_),
+    }
+)
+# What takes none, and the function of the same numbers that does.
+_LIKE = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
 
 
 class RequestNoise(TorchFunctionMode):
-    """Within the block, on this thread, torch draws for each request from a generator that its seed alone determines.
+    """Within the block, on this thread, tokens are drawn for each request from a generator of its seed alone.
 
     Torch's own generator belongs to the process: other threads draw from it, and requests of one batch would shift each
     other's numbers. Tokens are drawn as ``multinomial(probs)`` with probs [requests * k, n]; the k rows of a request
-    stand together.
+    stand together. Candidates, which generate looks up for one request at a time, are accepted by other draws: they
+    take the first request's generator.
 
     Args:
         seeds: one for each request of the batch.
@@ -37,11 +46,12 @@ class RequestNoise(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.multinomial and kwargs.get("generator") is None:
+        if func in (torch.multinomial, Tensor.multinomial) and kwargs.get("generator") is None:
             return self._multinomial(*args, **kwargs)
-        if func is torch.rand_like:  # takes no generator
-            like = args[0]
-            return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self._generators[0])
+        if func in _LIKE:
+            like, kwargs = args[0], {name: value for name, value in kwargs.items() if name != "memory_format"}
+            kwargs = {"dtype": like.dtype, "device": like.device, **kwargs}
+            return _LIKE[func](like.shape, generator=self._generators[0], **kwargs)
         if func in _DRAWS and kwargs.get("generator") is None:
             kwargs["generator"] = self._generators[0]
         return func(*args, **kwargs)

@@ -156,7 +156,7 @@ class PromptRegistry(Mapping[str, Prompt]):
         self._device = device
         self._dtype = dtype
         self._check_entry = check
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may load a prompt, too
         # Replaced whole, never changed: readers need no lock.
         self._loaded: dict[str, LoadedPrompt] = {}
 

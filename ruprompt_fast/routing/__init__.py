@@ -4,7 +4,7 @@ from ruprompt_fast.routing.attention import NAME, Attending, AttentionSwitch
 from ruprompt_fast.routing.context import check_fits, context_length
 from ruprompt_fast.routing.frozen_layers import FrozenLayers
 from ruprompt_fast.routing.output_layer import OutputLayer
-from ruprompt_fast.routing.probe import probe
+from ruprompt_fast.routing.probe import batch_dependence, probe
 
 __all__ = [
     "NAME",
@@ -12,6 +12,7 @@ __all__ = [
     "AttentionSwitch",
     "FrozenLayers",
     "OutputLayer",
+    "batch_dependence",
     "check_fits",
     "context_length",
     "probe",

@@ -75,9 +75,17 @@ def _check_architecture(model: PreTrainedModel) -> None:
     other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if other:
         raise UnsupportedModelError(f"{name} has layers of type {', '.join(sorted(other))}.")
+    if dependent := batch_dependence(model):
+        raise UnsupportedModelError(f"{name} has {dependent}, which depend on the whole batch.")
+
+
+def batch_dependence(model: PreTrainedModel) -> str:
+    """What makes one sequence's numbers depend on the others of its batch; empty if nothing known does."""
+    config = model.config.get_text_config()
     kinds = [kind for kind in _BATCH_DEPENDENT_ROPE if any(kind in rope for rope in _rope_types(config))]
     if kinds:
-        raise UnsupportedModelError(f"{name} has {kinds[0]} rotary positions, which depend on the whole batch.")
+        return f"{kinds[0]} rotary positions"
+    return "experts with a capacity" if getattr(config, "expert_capacity", None) else ""
 
 
 def _rope_types(config: Any) -> list[str]:

@@ -286,7 +286,7 @@ class TestInputs:
         assert found.token_ids == expected
         tokenizer = copy.deepcopy(case_.tokenizer)
         tokenizer.bos_token = None
-        served.tokenizer = tokenizer
+        served = FastPromptModel.from_pretrained(served.detach(), prompts=served.prompts, tokenizer=tokenizer)
         with pytest.raises(EmptyInputError, match="no prompt but a deep one"):
             served.generate("", "deep")
 

@@ -14,7 +14,7 @@ from engine.engine_cases import wait_for
 
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.loop import StepLoop
-from ruprompt_fast.errors import EngineStepError, ForkedProcessError
+from ruprompt_fast.errors import EngineStepError, ForkedProcessError, ReentrantCallError
 
 
 def start(*targets: Callable[[], None]) -> list[threading.Thread]:
@@ -275,34 +275,42 @@ def test_the_thread_ends_with_its_loop() -> None:
     wait_for(lambda: not running.locked())
 
 
-@pytest.mark.parametrize("how", ["ended", "stale"])
-def test_a_thread_that_has_ended_is_replaced(how: str) -> None:
-    counter = Counter()
-    counter.reach(3)
-    if how == "ended":
-        counter.loop.end()
-        assert not counter.loop._running.locked()
-    else:
-        counter.loop.is_stale = True
-        counter.loop.call(lambda: None)
-    counter.reach(6)
-    assert counter.count == 6
-    assert len(counter.by) == 2 or how == "ended"  # the system may give the same number again
-
-
-@pytest.mark.parametrize("how", ["ended", "stale"])
-def test_who_still_waits_is_served_by_the_next_thread(how: str) -> None:
+def test_a_stale_thread_is_replaced_for_those_who_still_wait() -> None:
     counter = Counter()
     go_on = threading.Event()
     threads = start(lambda: counter.loop.run_until(go_on.is_set))
     wait_for(lambda: counter.count > 0)
-    if how == "ended":
-        counter.loop.end()
-        assert not counter.loop._running.locked()
-    else:
+    for _ in range(20):
+        before = counter.count
         counter.loop.is_stale = True
+        wait_for(lambda before=before: counter.count > before and not counter.loop.is_stale)
     go_on.set()
     join(threads)
+    counter.reach(counter.count + 3)
+
+
+def test_a_call_from_inside_a_step_is_refused() -> None:
+    counter = Counter()
+
+    def inside() -> None:
+        for use in (lambda: counter.loop.call(lambda: 1), lambda: counter.reach(10**9)):
+            with pytest.raises(ReentrantCallError):
+                use()
+
+    counter.loop.call(inside)
+    assert counter.loop.call(lambda: 5) == 5
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_a_cause_without_a_text_is_named_all_the_same() -> None:
+    counter = Counter()
+    counter.fail_at[2] = Unspeakable()
+    with pytest.raises(EngineStepError, match="Unspeakable"):
+        counter.reach(5)
 
 
 def test_a_forked_process_is_refused() -> None:
@@ -313,10 +321,9 @@ def test_a_forked_process_is_refused() -> None:
     child = os.fork()
     if child == 0:
         try:
-            for use in (lambda: counter.loop.call(lambda: 1), lambda: counter.reach(10**9), counter.loop.check_process):
+            for use in (lambda: counter.loop.call(lambda: 1), lambda: counter.reach(10**9), counter.loop.check_caller):
                 with pytest.raises(ForkedProcessError, match="spawn"):
                     use()
-            counter.loop.end()
             os._exit(0)
         finally:
             os._exit(1)

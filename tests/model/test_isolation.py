@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from engine.engine_cases import ENDLESS, INPUTS, NAMES, Fault, assert_nothing_left, hooked, serve, wait_for
+from tiny_models import tiny_tokenizer
 
-from ruprompt_fast.errors import DetachedModelError, EngineStepError, SettingError
+from ruprompt_fast import FastPromptModel
+from ruprompt_fast.errors import (
+    DetachedModelError,
+    EngineStepError,
+    ReentrantCallError,
+    SettingError,
+    UnsupportedModelError,
+)
 
 BEAMS = {"num_beams": 2, "do_sample": True, "output_scores": True, "max_new_tokens": 6}
 LOOKUP = {"prompt_lookup_num_tokens": 2}
@@ -225,3 +234,79 @@ def test_the_fallback_runs_so_many_sequences_at_once_and_no_more() -> None:
         outputs = model.generate(["да", "нет", "ну", "ой", "эх"], num_beams=3, max_new_tokens=3)
     assert len(outputs) == 5
     assert max(rows) == 6
+
+
+def test_a_model_that_depends_on_the_whole_batch_runs_one_request_at_a_time() -> None:
+    """Long rotary positions look at the longest sequence of a batch."""
+    torch.manual_seed(0)
+    config = tf.Phi3Config(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        original_max_position_embeddings=16,
+        pad_token_id=0,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+        },
+    )
+    model = FastPromptModel.from_pretrained(tf.Phi3ForCausalLM(config).eval(), tokenizer=tiny_tokenizer())
+    assert model.stats().path == "padded"
+    inputs = ["да", "нет, не так уж и долго это всё", "ну"]
+    alone = [model.generate(item, max_new_tokens=6, **ENDLESS)[0].token_ids for item in inputs]
+    together = model.generate(inputs, max_new_tokens=6, **ENDLESS)
+    assert [output.token_ids for output in together] == alone
+
+
+def test_a_model_that_was_compiled_in_place_is_refused_by_name() -> None:
+    model = serve()
+    model.model.compile()
+    with pytest.raises(UnsupportedModelError, match="compile"):
+        model.generate("да", "short", max_new_tokens=2)
+
+
+def test_two_who_warm_up_one_prompt_are_both_told_that_it_failed() -> None:
+    model = serve()
+    outcomes: list[type[BaseException]] = []
+    both = threading.Barrier(2)
+
+    def work() -> None:
+        both.wait(20)
+        try:
+            model.warm_up(["around"])
+        except EngineStepError as error:
+            outcomes.append(type(error))
+
+    def wait_then_fail() -> None:
+        wait_for(lambda: model._dispatcher._loop._orders.qsize() >= 1)
+        raise RuntimeError("broken")
+
+    with hooked(model, Fault(wait_then_fail, (1,))):
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    # The second order was taken in behind the step that failed, if it was not taken in with the first.
+    assert outcomes in ([EngineStepError], [EngineStepError] * 2)
+    model.warm_up(["around"])
+    assert_nothing_left(model)
+
+
+@pytest.mark.parametrize("path", [{}, LOOKUP], ids=["engine", "fallback"])
+def test_a_hook_that_calls_the_model_is_refused(path: dict[str, Any]) -> None:
+    """It would wait for its own step."""
+    model = serve()
+    expected = model.generate("да", max_new_tokens=3, **path)
+    with (
+        hooked(model, Fault(lambda: model.stats(), (1,))),
+        pytest.raises((EngineStepError, ReentrantCallError), match="own steps"),
+    ):
+        model.generate("да", max_new_tokens=3, **path)
+    assert model.generate("да", max_new_tokens=3, **path) == expected
