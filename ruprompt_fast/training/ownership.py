@@ -99,10 +99,14 @@ def _owning(lock: Path, output: Path) -> Iterator[None]:
 def _take(lock: Path, output: Path) -> int:
     """Open and lock the file, and write down who did."""
     for _ in range(_TRIES):
-        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # an owner that wrote nothing has removed its folder
+            continue
+        except FileExistsError:  # it did so while `mkdir` looked whether what exists is a folder
+            if any(place.exists() and not place.is_dir() for place in (lock.parent, *lock.parent.parents)):
+                raise
             continue
         try:
             _lock(descriptor, output)
