@@ -113,13 +113,14 @@ def _usage(trained: TrainedPrompt) -> str:
     task, name = trained.config.task, trained.name
     fields = ", ".join(f"{_quoted(field)}: ..." for field in task.fields)
     model = "bundled.MODEL" if trained.config.model.name == BUNDLED else _quoted(trained.base_model)
+    method = "classify" if task.objective == "classification" else "generate"
     words = _quoted(task.label_words)
     if trained.config.ensemble_size == 1:
         lines = [
             "from ruprompt_fast import FastPromptModel, bundled",
             f"model = FastPromptModel.from_pretrained({model}, prompts={{{_quoted(name)}: {_PLACE}}})",
         ]
-        answer = f"model.{{}}([{{{{{fields}}}}}], prompt={_quoted(name)}"
+        answer = f"model.{method}([{{{fields}}}], prompt={_quoted(name)}"
     else:
         lines = [
             "from ruprompt_fast import FastPromptModel, PromptEnsemble, bundled",
@@ -127,11 +128,11 @@ def _usage(trained: TrainedPrompt) -> str:
             'ensemble = PromptEnsemble.from_pretrained("path of this folder")',
             f"ensemble.add_to(model, {_quoted(name)})",
         ]
-        answer = f"ensemble.{{}}(model, [{{{{{fields}}}}}]"
+        answer = f"ensemble.{method}(model, [{{{fields}}}]"
     if task.objective == "classification":
-        lines.append(f"print({answer.format('classify')}, labels={words})[0].label)")
+        lines.append(f"print({answer}, labels={words})[0].label)")
     else:
-        lines.append(f"print({answer.format('generate')})[0].text)")
+        lines.append(f"print({answer})[0].text)")
     if trained.config.model.name != BUNDLED:
         lines[0] = lines[0].removesuffix(", bundled")
     return "\n".join(lines)

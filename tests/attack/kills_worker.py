@@ -78,6 +78,10 @@ def _cells(output: Path) -> dict[str, Any]:
     return {digest: (metrics, _prompt(output / "cells" / digest)) for digest, metrics in results.items()}
 
 
+def _temporary(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.name.endswith((".lock", ".tmp"))}
+
+
 def start(command: list[str], log: Path, event: int | None = None, watched: Path = Path("/")) -> int:
     """Fork a child that runs a command; its process id."""
     child = os.fork()
@@ -126,6 +130,7 @@ class Attacker:
         """One disturbed run, or two at once, and what is left of them."""
         output = self.folder / f"{run.name}.out"
         self.log.unlink(missing_ok=True)
+        before = _temporary(output.parent)  # a save that was killed leaves its file, which no other run may remove
         expected, seconds = self._undisturbed(run)
         kind = self.rng.choice(("killed", "interrupted", "twice"))
         what = f"{run.name} {kind}"
@@ -146,8 +151,8 @@ class Attacker:
                 say("wrong" if fine else "raw", f"{what}: {log[-300:]}")
             elif run.result(output) != expected:
                 say("wrong", f"{what}: another result")
-            elif left := [path.name for path in output.parent.rglob("*") if path.name.endswith((".lock", ".tmp"))]:
-                say("answered" if kind != "twice" else "wrong", f"{what}: left {left}")
+            elif kind == "twice" and (left := _temporary(output.parent) - before):
+                say("wrong", f"{what}: left {left}")
             else:
                 say("answered", what)
         finally:

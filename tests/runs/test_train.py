@@ -37,7 +37,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, TrainOutcome]:
-    config = tiny_config(tmp_path_factory.mktemp("finished"), model, prompt_name="ответы")
+    config = tiny_config(
+        tmp_path_factory.mktemp("finished"), model, prompt_name="ответы {a} {0}"
+    )  # the card writes code around it
     return config, train(config)
 
 
