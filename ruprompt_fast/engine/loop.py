@@ -35,9 +35,11 @@ class _Order(Generic[T]):
     """What a caller wants of the thread, and the way back to it.
 
     Attributes:
+        work: what to do; None for a caller that only waits, and once it is begun.
         done: for work, None; else whether what the caller waits for has happened.
         answer: gets what the work returned, or what it or ``done`` raised.
         is_wanted: whether the caller still waits.
+        num_threads: torch's threads in the caller, which the steps use from then on.
     """
 
     __slots__ = ("__weakref__", "answer", "done", "is_wanted", "num_threads", "work")
@@ -157,6 +159,7 @@ class StepLoop:
         Raises:
             EngineStepError: the system does not give one, or the program ends.
         """
+        self._num_threads = 0  # a new thread begins with torch's own
         start_thread(partial(_run, weakref.ref(self), self._orders, self._running))
 
     def advance(self, order: _AnyOrder | None) -> bool:
