@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ruprompt_fast import ops as ops  # registers torch.ops.ruprompt_fast
-from ruprompt_fast._registration import register_tasks_on_import
+from ruprompt_fast._lazy import lazy_names
+from ruprompt_fast._registration import register_on_import
 
 if TYPE_CHECKING:
     from ruprompt_fast import bundled as bundled
+    from ruprompt_fast import ops as ops
     from ruprompt_fast.callbacks import FreezeTransformerUnfreezePrompt, ReduceCheckpoint, SavePretrainedPrompt
     from ruprompt_fast.core import ClassificationOutput, GenerationOutput
     from ruprompt_fast.embedding import SplicedEmbedding
@@ -52,6 +52,7 @@ _HOMES = {
     "Text2TextPreprocessor": "prompts",
     "TextGenerationWithPromptPipeline": "pipelines",
     "bundled": "",
+    "ops": "",
 }
 
 __all__ = [
@@ -78,20 +79,6 @@ __all__ = [
     "bundled",
 ]
 
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if not home:
-        return importlib.import_module(f"{__name__}.{name}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
-
-
-register_tasks_on_import()
+register_on_import()

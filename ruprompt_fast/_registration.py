@@ -1,7 +1,9 @@
-"""Registers the pipeline tasks as soon as transformers' pipelines are imported, and not before.
+"""Registers our operators as soon as torch is imported, and the pipeline tasks with transformers' pipelines.
 
-A ruPrompts script says ``import ruprompts`` and then ``transformers.pipeline("text-generation-with-prompt", ...)``, so
-the tasks must be known; importing transformers' pipelines with this package would cost everyone else two seconds.
+``torch.ops.ruprompt_fast`` is there for everyone who imports this package and torch. A ruPrompts script says ``import
+ruprompts`` and then ``transformers.pipeline("text-generation-with-prompt", ...)``, so the tasks must be known.
+Importing torch and transformers' pipelines with this package would cost everyone else seconds: the command line has to
+answer ``--help`` without either.
 """
 
 from __future__ import annotations
@@ -11,31 +13,36 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-_TARGET = "transformers.pipelines"
-_OURS = "ruprompt_fast.pipelines"
+_FOLLOWERS = {"torch": "ruprompt_fast.ops", "transformers.pipelines": "ruprompt_fast.pipelines"}
+"""Modules of ours, by the module that each has to follow."""
 
 
-def register_tasks_on_import() -> None:
-    """Import our pipelines now if transformers' are loaded, and right behind them otherwise."""
-    if _TARGET in sys.modules:
-        importlib.import_module(_OURS)
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+def register_on_import() -> None:
+    """Import what follows a module now if that is loaded, and right behind it otherwise."""
+    waiting = {}
+    for leader, follower in _FOLLOWERS.items():
+        if leader in sys.modules:
+            importlib.import_module(follower)
+        else:
+            waiting[leader] = follower
+    if waiting and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(waiting))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds transformers' pipelines as usual, with a loader that goes on to import ours."""
+    """Finds modules as usual, with a loader that goes on to import ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, followers: Mapping[str, str]) -> None:
+        self._followers = followers
         self._is_asking_others = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TARGET or self._is_asking_others:
+        if fullname not in self._followers or self._is_asking_others:
             return None
         self._is_asking_others = True
         try:
@@ -43,19 +50,20 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         finally:
             self._is_asking_others = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenOurs(spec.loader)
+            spec.loader = _ThenOurs(spec.loader, self._followers[fullname])
         return spec
 
 
 class _ThenOurs(importlib.abc.Loader):
-    """Runs another loader, then imports our pipelines."""
+    """Runs another loader, then imports a module of ours."""
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+    def __init__(self, loader: importlib.abc.Loader, follower: str) -> None:
         self._loader = loader
+        self._follower = follower
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        importlib.import_module(_OURS)
+        importlib.import_module(self._follower)

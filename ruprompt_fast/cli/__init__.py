@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ruprompt_fast import __version__
 from ruprompt_fast.errors import (
     MAX_MESSAGE_CHARS,
     ConfigError,
@@ -73,18 +74,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="ruprompt-fast", description="Soft prompts over one frozen language model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
-    # What follows the command is the command's own.
-    command = parser.parse_args(given[:1]).command
+    command = _command(given[:1])  # what follows is the command's own
     for number, argument in enumerate(given[1:], start=2):
         _check_argument(number, argument)
     if sys.stderr is None or not sys.stderr.isatty():
         _hide_progress_bars()
-    importlib.import_module(f"{__name__}.{command}").run(given[1:])
+    importlib.import_module(f"{__name__}.{command.replace('-', '_')}").run(given[1:])
     return 0
+
+
+def _command(given: Sequence[str]) -> str:
+    """The command that the first argument names; what is no command ends the program with how to use it."""
+    parser = argparse.ArgumentParser(
+        prog="ruprompt-fast",
+        description="Soft prompts over one frozen language model.",
+        epilog="ruprompt-fast COMMAND --help says what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=f"ruprompt-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    if not given:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if not given[0].startswith("-") and given[0] not in COMMANDS:
+        from ruprompt_fast.training.data import nearest
+
+        parser.error(
+            f"there is no command {shown(given[0])}; the commands are {', '.join(COMMANDS)}."
+            f"{nearest(given[0], COMMANDS)}"
+        )
+    command = parser.parse_args(given).command
+    if command is None:
+        parser.error(f"expected a command before its options; the commands are {', '.join(COMMANDS)}.")
+    return str(command)
 
 
 def _check_argument(number: int, argument: str) -> None:
@@ -124,8 +147,10 @@ def _give_up_unread_output() -> None:
 
 
 def _hide_progress_bars() -> None:
-    """Those of the libraries that load models and data."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets is imported when rows are read with it
-    from transformers.utils import logging
+    """Those of the libraries that load models and data, which are imported when a command needs them."""
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
+        logging.disable_progress_bar()

@@ -6,10 +6,8 @@ import argparse
 import time
 from collections.abc import Sequence
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging
 
 from ruprompt_fast import bundled
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
@@ -41,6 +39,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, default=40, help="tokens per request at most (default: 40)")
     options = parser.parse_args(arguments)
+    import torch
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     model = bundled.load()
     torch.manual_seed(options.seed)

@@ -1,4 +1,4 @@
-"""``ruprompt-fast generate --prompt FOLDER --model NAME --input FILE --output FILE [--max_new_tokens N ...]``."""
+"""``ruprompt-fast generate --prompt FOLDER --input FILE --output FILE [--model NAME] [--max_new_tokens N ...]``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ruprompt_fast.cli.options import as_pairs
-from ruprompt_fast.runs.generate import GenerateConfig, generate
+from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.parsing import parse_config
-from ruprompt_fast.training.writing import is_stream
 
 
 def run(arguments: Sequence[str]) -> None:
     """Answer every row of a file with a prompt; print how many there are now."""
     config = parse_config(GenerateConfig, as_pairs(arguments, GenerateConfig), prog="ruprompt-fast generate")
+    from ruprompt_fast.runs.generate import generate
+    from ruprompt_fast.training.writing import is_stream
+
     outcome = generate(config)
     before = f", {outcome.num_before} of them were there before" if outcome.num_before else ""
     left_out = f"; {len(outcome.bad)} were left out" if outcome.bad else ""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from ruprompt_fast.errors import ConfigError
-from ruprompt_fast.runs.serving import setting_names
 from ruprompt_fast.training.data import nearest
 
 _FLAGS = ("-h", "--help", "--print_config")
@@ -46,6 +45,8 @@ def _full_key(key: str, keys: Sequence[str]) -> str:
         return "model.name"
     if key == "config" or key.partition(".")[0].removesuffix("+") in keys:
         return key
+    from ruprompt_fast.runs.serving import setting_names
+
     settings = setting_names()
     if key not in settings:
         raise ConfigError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from ruprompt_fast.runs.parsing import parse_config
 from ruprompt_fast.runs.sweep_grid import SweepConfig
-from ruprompt_fast.runs.sweep_report import Report
-from ruprompt_fast.runs.sweep_store import CellResult
+
+if TYPE_CHECKING:
+    from ruprompt_fast.runs.sweep_report import Report
+    from ruprompt_fast.runs.sweep_store import CellResult
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import NonFiniteRowsError, NotInitializedError, PromptInitError, PromptMismatchError
+from ruprompt_fast.prompts.init_mode import InitMode
 from ruprompt_fast.prompts.kv_shape import KVShape
 from ruprompt_fast.prompts.reading.rows import all_finite
-from ruprompt_fast.prompts.row_init import InitMode, RowInit
+from ruprompt_fast.prompts.row_init import RowInit
 from ruprompt_fast.prompts.tensor_files import write_rows
 
 if TYPE_CHECKING:

@@ -9,19 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
+from ruprompt_fast.prompts.init_mode import InitMode
 from ruprompt_fast.prompts.template import is_marker
 from ruprompt_fast.prompts.texts import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-InitMode = Literal["vocab", "random", "frequent", "text", "labels"]
 
 _NOT_WORDS = re.compile(r"<0x[0-9A-Fa-f]{2}>|[<\[]unused_?\d+[>\]]")
 

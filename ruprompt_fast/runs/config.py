@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from ruprompt_fast.errors import ConfigError
-from ruprompt_fast.prompts.row_init import InitMode
+from ruprompt_fast.prompts.init_mode import InitMode
 from ruprompt_fast.training.data import OnBadRow
 from ruprompt_fast.training.row_format import Quoting, RowFormat
 from ruprompt_fast.training.task import Task
@@ -28,13 +28,18 @@ class ModelConfig:
 
     Attributes:
         name: the bundled model, a folder, or a hub id.
-        dtype: the dtype of the weights; auto takes the file's.
+        dtype: the dtype of the weights; auto takes the file's; int8 is for serving alone.
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
     """
 
     name: str = BUNDLED
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     device: str | None = None
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the frozen matrices are quantized."""
+        return self.dtype == "int8"
 
 
 @dataclass
@@ -195,6 +200,11 @@ class TrainConfig:
         _at_least("", 0, seed=self.seed)
         if self.seed + self.ensemble_size > _NUM_SEEDS:
             raise ConfigError(f"seeds must be below {_NUM_SEEDS}, those of an ensemble too; found {self.seed}.")
+        if self.model.is_int8:
+            raise ConfigError(
+                "model.dtype=int8 cannot be trained on: quantized layers give no gradients. Train with float32 or "
+                "bfloat16; the prompt can be served with int8."
+            )
         if not self.output.strip():
             raise ConfigError("output must name a folder; found an empty string.")
         if self.optimization.eval_steps is not None and self.data.validation is None:

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ruprompt_fast.errors import ConfigError, MissingDependencyError, OutputExistsError, TaskError
+from ruprompt_fast.errors import MissingDependencyError, OutputExistsError, TaskError
 from ruprompt_fast.model import FastPromptModel
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.tensor_files import write_text
+from ruprompt_fast.runs.answer_config import EvaluateConfig
 from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
-from ruprompt_fast.runs.config import ModelConfig
 from ruprompt_fast.runs.loading import load_frozen
 from ruprompt_fast.runs.metrics import accuracy, check_can_measure, text_metrics
-from ruprompt_fast.runs.serving import Answering, check_settings, find_task, load_answering
+from ruprompt_fast.runs.serving import Answering, check_settings, find_model, find_task, load_answering
 from ruprompt_fast.training.attaching import attach_for_training, collect_prompts, detach, make_encoders
-from ruprompt_fast.training.data import BadRow, OnBadRow, load_rows
+from ruprompt_fast.training.data import BadRow, load_rows
 from ruprompt_fast.training.datasets import encode_rows
 from ruprompt_fast.training.evaluation import EvaluationTotals, evaluation_batches
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
-from ruprompt_fast.training.row_format import Quoting, RowFormat
+from ruprompt_fast.training.row_format import RowFormat
 from ruprompt_fast.training.runners import make_runner
 from ruprompt_fast.training.task import Task
 
@@ -39,57 +39,6 @@ PREDICTIONS_FILE = "predictions.jsonl"
 # Unless the settings say otherwise: what a prompt says most probably, of any length that a sentence or two may have.
 _GREEDY = {"do_sample": False}
 _MAX_NEW_TOKENS = 64
-
-
-@dataclass
-class EvaluateConfig:
-    """Measure a prompt on data.
-
-    Attributes:
-        prompt: the folder of a prompt or of an ensemble, or the hub id of a prompt.
-        data: a .jsonl, .csv, .tsv or .parquet file, a folder, or the id of a hub data set.
-        model: the frozen model.
-        task: the YAML file of a training configuration, for its task; by default config.yaml in the prompt's folder.
-        references: columns with further right answers, which rows may leave empty.
-        generation: settings of generation, the fields of transformers' GenerationConfig; by default greedy.
-        batch_size: samples of a forward pass for the loss.
-        output: a folder to write metrics.json and predictions.jsonl to; it must not exist.
-        name: the configuration of a hub data set.
-        split: the split of a hub data set.
-        on_bad_row: whether a broken row is an error or is left out and counted.
-        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
-        quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
-            for TSV.
-        encoding: of CSV, TSV and JSONL files; by default UTF-8, or what a mark at their beginning says.
-        limit: how many rows to evaluate; all by default.
-        seed: the seed of sampling.
-        progress: whether to show a progress bar; by default on a terminal.
-    """
-
-    prompt: str
-    data: str
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: str | None = None
-    references: list[str] = field(default_factory=list)
-    generation: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 16
-    output: str | None = None
-    name: str | None = None
-    split: str = "validation"
-    on_bad_row: OnBadRow = "fail"
-    delimiter: str | None = None
-    quoting: Quoting | None = None
-    encoding: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        RowFormat(self.delimiter, self.quoting, self.encoding)
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"seed must be from 0 to 2**31 - 1; found {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -172,7 +121,7 @@ def _evaluate(config: EvaluateConfig) -> Evaluation:
         limit=config.limit,
         format=RowFormat(config.delimiter, config.quoting, config.encoding),
     )
-    model, tokenizer = load_frozen(config.model)
+    model, tokenizer = load_frozen(find_model(config.model, config.prompt, prompt))
     found = evaluate_prompt(model, tokenizer, prompt, task, rows.rows, config)
     return replace(found, bad=rows.bad)
 

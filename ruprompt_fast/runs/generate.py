@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.cache import model_identity, prefix_key
 from ruprompt_fast.engine.progress import progress_bar
-from ruprompt_fast.errors import ConfigError, shown
-from ruprompt_fast.model import FastPromptModel
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.artifacts import check_can_make
 from ruprompt_fast.runs.config import ModelConfig
 from ruprompt_fast.runs.loading import load_frozen, members_of
@@ -23,66 +22,20 @@ from ruprompt_fast.runs.results import ResultFile
 from ruprompt_fast.runs.serving import (
     Answering,
     check_settings,
+    find_model,
     find_task,
     input_columns,
     is_classification,
     load_answering,
+    serve,
 )
 from ruprompt_fast.runs.source import RowSource, SourceRow
-from ruprompt_fast.training.data import BadRow, OnBadRow, report_bad_rows
-from ruprompt_fast.training.row_format import Quoting, RowFormat
+from ruprompt_fast.training.data import BadRow, report_bad_rows
+from ruprompt_fast.training.row_format import RowFormat
 from ruprompt_fast.training.task import Task
 
 # A line's seed has the run's above the line's number.
 _LINE_BITS = 32
-
-
-@dataclass
-class GenerateConfig:
-    """Answer every row of a file with a prompt.
-
-    Attributes:
-        prompt: the folder of a prompt or of an ensemble, or the hub id of a prompt.
-        input: a .jsonl, .csv or .tsv file, or a pipe of JSON lines.
-        output: the .jsonl file to write; one of an interrupted run is gone on with. Or a pipe or device, such as
-            /dev/stdout, that is written to and cannot be gone on with.
-        model: the frozen model.
-        task: the YAML file of a training configuration, for its task; by default config.yaml in the prompt's folder.
-        generation: settings of generation, the fields of transformers' GenerationConfig.
-        batch_size: rows that are answered, and written, together.
-        seed: the seed of sampling.
-        on_bad_row: whether a broken or too long row is an error or is left out and counted.
-        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
-        quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
-            for TSV.
-        encoding: of a CSV, TSV or JSONL file; by default UTF-8, or what a mark at its beginning says.
-        field_prefix: put before the names output, label and scores of the fields that are added.
-        progress: whether to show a progress bar; by default on a terminal.
-    """
-
-    prompt: str
-    input: str
-    output: str
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: str | None = None
-    generation: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 64
-    seed: int = 0
-    on_bad_row: OnBadRow = "fail"
-    delimiter: str | None = None
-    quoting: Quoting | None = None
-    encoding: str | None = None
-    field_prefix: str = ""
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        _format_of(self)
-        if not Path(self.output).name:
-            raise ConfigError(f"output must name a file; found {shown(str(self.output))}.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1; found {self.batch_size}.")
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"seed must be from 0 to 2**31 - 1; found {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -138,7 +91,8 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
         has_all=has_fields,
         format=_format_of(config),
     )
-    description = _description(config, prompt, task, source)
+    model = find_model(config.model, config.prompt, prompt)
+    description = _description(config, model, prompt, task, source)
     results = ResultFile(Path(config.output).expanduser(), description, config.batch_size)
     check_can_make(results.path)
     with results.owned():
@@ -146,7 +100,7 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
         num_expected = source.check()
         if (num_rows := results.num_complete()) is not None:
             return GenerateOutcome(results.path, num_rows, num_rows, [], time.monotonic() - started)
-        answering, weights = _start(config, prompt, task)
+        answering, weights = _start(model, prompt, task)
         results = replace(results, description={**description, "weights": weights})
         with results.writing() as writer, progress_bar(num_expected, config.progress) as report:
             num_before = writer.num_lines
@@ -193,12 +147,16 @@ def _answers(
 
 
 def _description(
-    config: GenerateConfig, prompt: Prompt | PromptEnsemble, task: Task | None, source: RowSource
+    config: GenerateConfig,
+    model: ModelConfig,
+    prompt: Prompt | PromptEnsemble,
+    task: Task | None,
+    source: RowSource,
 ) -> dict[str, Any]:
     """What the output depends on, the model's weights aside."""
     return {
         "prompt": [_content_of(member) for member in members_of(prompt)],
-        "model": asdict(config.model),
+        "model": asdict(model),
         "task": None if task is None else asdict(task),
         "input": source.digest(),
         **{name: getattr(config, name) for name in ("generation", "batch_size", "seed", "field_prefix")},
@@ -212,9 +170,8 @@ def _content_of(prompt: Prompt) -> str:
     return prefix_key(json.dumps(prompt.format.as_dict()).encode(), rows.dtype, rows, [], 0).hex()
 
 
-def _start(config: GenerateConfig, prompt: Prompt | PromptEnsemble, task: Task | None) -> tuple[Answering, str]:
+def _start(config: ModelConfig, prompt: Prompt | PromptEnsemble, task: Task | None) -> tuple[Answering, str]:
     """The model with the prompt, and a digest of its weights."""
-    model, tokenizer = load_frozen(config.model)
+    model, tokenizer = load_frozen(config)
     weights = model_identity(model).hex()
-    served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
-    return Answering.start(served, prompt, task), weights
+    return Answering.start(serve(model, tokenizer, config), prompt, task), weights

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ruprompt_fast import bundled
-from ruprompt_fast.engine.loading import dtype_of, load_model, load_tokenizer
+from ruprompt_fast.engine.loading import load_model, load_tokenizer, weight_dtype_of
 from ruprompt_fast.errors import ConfigError, LabelError
 from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.deep import PrefixTuningProvider
@@ -39,7 +39,7 @@ _PROVIDERS: dict[str, tuple[type[BasePromptProvider], tuple[str, ...]]] = {
 
 
 def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The frozen model, in evaluation mode, and its tokenizer.
+    """The frozen model, in evaluation mode, and its tokenizer; one to be quantized is in float32 yet.
 
     Raises:
         ConfigError: there is no such model, it cannot be read, or there is no such device.
@@ -47,9 +47,8 @@ def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if (config.device or "").startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device={config.device!r} needs a GPU; torch finds none. Leave it out, or give cpu.")
     name = str(bundled.MODEL) if config.name == BUNDLED else config.name
-    dtype = "auto" if config.dtype == "auto" else dtype_of(config.dtype)
     try:
-        model = load_model(name, dtype, config.device).eval()
+        model = load_model(name, weight_dtype_of(config.dtype), config.device).eval()
         tokenizer = load_tokenizer(name, None)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(

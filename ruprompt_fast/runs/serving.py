@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,14 +15,17 @@ from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.ensemble_files import is_ensemble_folder
 from ruprompt_fast.routing import check_fits
+from ruprompt_fast.runs.answer_config import ServedModelConfig
 from ruprompt_fast.runs.artifacts import CONFIG_FILE
-from ruprompt_fast.runs.config import TrainConfig
-from ruprompt_fast.runs.loading import members_of
+from ruprompt_fast.runs.config import BUNDLED, ModelConfig, TrainConfig
+from ruprompt_fast.runs.loading import BUNDLED_MODEL_NAME, members_of
 from ruprompt_fast.runs.parsing import read_config
 from ruprompt_fast.training.attaching import collect_prompts
 from ruprompt_fast.training.task import Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ruprompt_fast.model import FastPromptModel
 
 _NAME = "prompt"
@@ -57,12 +60,49 @@ def find_task(source: str, config: str | None, prompt: Prompt | PromptEnsemble) 
         ConfigError: the configuration cannot be read.
         TaskError: the task is for another template than the prompt's.
     """
-    path = Path(source).expanduser() / CONFIG_FILE if config is None else Path(config).expanduser()
-    if config is None and not path.is_file():
+    found = _training_of(source) if config is None else read_config(TrainConfig, Path(config).expanduser())
+    if found is None:
         return None
-    task = read_config(TrainConfig, path).task
-    collect_prompts(prompt, task)
-    return task
+    collect_prompts(prompt, found.task)
+    return found.task
+
+
+def find_model(given: ServedModelConfig, source: str, prompt: Prompt | PromptEnsemble) -> ModelConfig:
+    """The model that is to answer: the one given, else the one that the prompt was trained on.
+
+    Args:
+        given: what the configuration says.
+        source: where the prompt comes from.
+        prompt: the prompt.
+
+    Raises:
+        ConfigError: neither the configuration nor the prompt names a model; or the prompt's training configuration
+            cannot be read.
+    """
+    trained = None if given.name is not None else _training_of(source)
+    if given.name is not None:
+        model = ModelConfig(given.name)
+    elif trained is not None:
+        model = ModelConfig(trained.model.name, trained.model.dtype)
+    else:
+        name = members_of(prompt)[0].config.pretrained_model_name
+        if not name:
+            raise ConfigError(f"{source}: the prompt does not say which model it is for; give one with --model NAME.")
+        model = ModelConfig(BUNDLED if name == BUNDLED_MODEL_NAME else name)
+    return replace(model, dtype=given.dtype or model.dtype, device=given.device)
+
+
+def serve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> FastPromptModel:
+    """The loaded model, ready to answer in the dtype of its configuration."""
+    from ruprompt_fast.model import FastPromptModel
+
+    return FastPromptModel.from_pretrained(model, tokenizer=tokenizer, dtype=config.dtype if config.is_int8 else None)
+
+
+def _training_of(source: str) -> TrainConfig | None:
+    """The training configuration in a prompt's folder, if there is one."""
+    path = Path(source).expanduser() / CONFIG_FILE
+    return read_config(TrainConfig, path) if path.is_file() else None
 
 
 def setting_names() -> list[str]:

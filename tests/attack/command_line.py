@@ -19,9 +19,8 @@ from attack.tally import Tally
 
 from ruprompt_fast import bundled
 from ruprompt_fast.cli import main
+from ruprompt_fast.runs.answer_config import EvaluateConfig, GenerateConfig
 from ruprompt_fast.runs.config import TrainConfig
-from ruprompt_fast.runs.evaluate import EvaluateConfig
-from ruprompt_fast.runs.generate import GenerateConfig
 from ruprompt_fast.runs.sweep_grid import SweepConfig
 
 KINDS = {"train": TrainConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig, "sweep": SweepConfig}

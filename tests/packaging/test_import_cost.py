@@ -52,3 +52,12 @@ def test_the_operators_import_nothing_optional() -> None:
 def test_the_operators_are_registered_by_the_package() -> None:
     code = "import torch, ruprompt_fast; torch.ops.ruprompt_fast.splice, torch.ops.ruprompt_fast.resolve_markers"
     assert "transformers.pipelines" not in after(code)["modules"]
+
+
+@pytest.mark.parametrize("modules", ["torch, ruprompt_fast", "ruprompt_fast, torch"])
+def test_the_operators_are_registered_in_either_order(modules: str) -> None:
+    after(f"import {modules}; torch.ops.ruprompt_fast.splice")
+
+
+def test_the_package_alone_imports_no_torch() -> None:
+    assert "torch" not in after("import ruprompt_fast.errors, ruprompt_fast.training.task")["modules"]

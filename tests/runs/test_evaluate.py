@@ -23,7 +23,8 @@ from ruprompt_fast.errors import (
     TrainingDataError,
 )
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.runs.evaluate import EvaluateConfig, evaluate, evaluate_prompt, teacher_forced_loss
+from ruprompt_fast.runs.answer_config import EvaluateConfig
+from ruprompt_fast.runs.evaluate import evaluate, evaluate_prompt, teacher_forced_loss
 from ruprompt_fast.runs.metrics import text_metrics
 
 KINDS = [

@@ -32,8 +32,9 @@ from ruprompt_fast.errors import (
     TrainingDataError,
     UnknownArgumentError,
 )
+from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.config import ModelConfig
-from ruprompt_fast.runs.generate import GenerateConfig, generate
+from ruprompt_fast.runs.generate import generate
 from ruprompt_fast.training.ownership import owning_file
 from ruprompt_fast.training.task import Task
 
