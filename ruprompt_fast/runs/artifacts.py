@@ -36,6 +36,8 @@ METRICS_FILE = "metrics.json"
 # What may change between an interrupted run and its continuation.
 _NOT_OF_THE_RUN = ("resume", "output")
 
+_STEPS = "optimization.max_steps"
+
 
 @contextmanager
 def claimed_output(folder: Path, config: Any) -> Iterator[None]:
@@ -97,9 +99,10 @@ def check_output(folder: Path, config: Any) -> None:
         raise CheckpointError(f"{folder / CONFIG_FILE}: expected the configuration of a run ({error}).") from error
     given = _leaves(yaml.safe_load(config_yaml(config)))
     for key in sorted(stored.keys() | given.keys()):
-        if key not in _NOT_OF_THE_RUN and stored.get(key) != given.get(key):
+        is_longer = key == _STEPS and _is_more(given.get(key), stored.get(key))
+        if key not in _NOT_OF_THE_RUN and stored.get(key) != given.get(key) and not is_longer:
             raise CheckpointError(
-                f"{folder}: the interrupted run has {shown(key)[1:-1]}={shown(stored.get(key))}; found "
+                f"{folder}: the run that is here has {shown(key)[1:-1]}={shown(stored.get(key))}; found "
                 f"{shown(given.get(key))}. Resume it with its own {CONFIG_FILE}, or choose another output."
             )
 
@@ -129,11 +132,25 @@ def is_finished(folder: Path) -> bool:
     return (folder / METRICS_FILE).is_file()
 
 
+def is_extended(folder: Path, config: Any) -> bool:
+    """Whether a configuration has the run of a folder take more steps than it was to take."""
+    try:
+        stored = _leaves(read_yaml(folder / CONFIG_FILE))
+    except ConfigError:  # missing, or damaged, which check_output names
+        return False
+    return _is_more(config.optimization.max_steps, stored.get(_STEPS))
+
+
 def begin(folder: Path, config: Any) -> None:
-    """Make the folder, with the configuration in it; the one of an interrupted run is left as it is."""
-    if not is_run(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG_FILE, config_yaml(config))
+    """Make the folder, with the configuration in it.
+
+    The one of an interrupted run is left as it is; a finished run that is to take more steps is unfinished again.
+    """
+    if is_run(folder) and not is_extended(folder, config):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    write_text(folder / CONFIG_FILE, config_yaml(config))
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -212,6 +229,10 @@ def _is_blank(folder: Path) -> bool:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
+
+
+def _is_more(given: object, stored: object) -> bool:
+    return isinstance(given, int) and isinstance(stored, int) and given > stored
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,9 @@ _PLACE = '"path or hub id of this prompt"'
 _FIGURES = {
     "train_loss": "training loss, nats",
     "eval_loss": "held-out loss, nats",
+    "eval_loss_before": "held-out loss before the first step",
     "eval_accuracy": "held-out accuracy",
+    "eval_accuracy_before": "held-out accuracy before the first step",
     "tokens_per_second": "tokens of data per second",
     "seconds": "seconds",
     "train_rows": "rows trained on",

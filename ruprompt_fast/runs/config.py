@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
-from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.errors import ConfigError, shown
 from ruprompt_fast.prompts.init_mode import InitMode
 from ruprompt_fast.training.data import OnBadRow
 from ruprompt_fast.training.row_format import Quoting, RowFormat
@@ -20,6 +20,8 @@ BUNDLED = "bundled"
 
 # transformers seeds NumPy too, whose seeds have 32 bits.
 _NUM_SEEDS = 2**32
+
+_SAVED = "prompt:"
 
 
 @dataclass
@@ -84,7 +86,8 @@ class ProviderConfig:
 
     Attributes:
         kind: rows trained directly, through an LSTM or an MLP, or keys and values of every layer.
-        init: the first values of the rows.
+        init: the first values of the rows: vocab, random, frequent, text, labels, or prompt:FOLDER for the rows of a
+            saved prompt, whose training goes on.
         text: the text of init=text.
         labels: the class labels of init=labels.
         hidden_dim: the width of hidden layers; the model's by default (prefix: no hidden layer by default).
@@ -93,7 +96,7 @@ class ProviderConfig:
     """
 
     kind: Literal["tensor", "lstm", "mlp", "prefix"] = "tensor"
-    init: InitMode = "vocab"
+    init: str = "vocab"
     text: str | None = None
     labels: list[str] | None = None
     hidden_dim: int | None = None
@@ -103,6 +106,28 @@ class ProviderConfig:
     def __post_init__(self) -> None:
         _at_least("provider", 1, hidden_dim=self.hidden_dim)
         _above_zero("provider", std=self.std)
+        if self.init.startswith(_SAVED):
+            self._check_saved()
+        elif self.init not in get_args(InitMode):
+            raise ConfigError(
+                f"provider.init must be one of {', '.join(get_args(InitMode))}, or {_SAVED}FOLDER for the rows of a "
+                f"saved prompt; found {shown(self.init)}."
+            )
+
+    @property
+    def start(self) -> str | None:
+        """Where the saved prompt is whose rows are the first values, a folder or a hub id; None for other values."""
+        return self.init.removeprefix(_SAVED) if self.init.startswith(_SAVED) else None
+
+    def _check_saved(self) -> None:
+        if not self.start:
+            raise ConfigError(f"provider.init must name a folder behind {_SAVED}; found {shown(self.init)}.")
+        # What a network made is saved; the network is not.
+        if self.kind not in ("tensor", "prefix") or self.hidden_dim is not None:
+            raise ConfigError(
+                f"provider.init={_SAVED}FOLDER needs provider.kind=tensor, or prefix without hidden_dim: a saved "
+                "prompt has rows, and no network that made them."
+            )
 
 
 @dataclass
@@ -180,7 +205,8 @@ class TrainConfig:
         optimization: how it is trained.
         ensemble_size: how many prompts to train in one run, with different seeds, for one task.
         seed: the seed of the first values and of the order of the rows.
-        resume: continue the run that was interrupted in this folder.
+        resume: continue the run in this folder: an interrupted one, or with more optimization.max_steps a finished
+            one.
         prompt_name: the name of the prompt in its card; the folder's by default.
     """
 
@@ -205,6 +231,8 @@ class TrainConfig:
                 "model.dtype=int8 cannot be trained on: quantized layers give no gradients. Train with float32 or "
                 "bfloat16; the prompt can be served with int8."
             )
+        if self.provider.start is not None and self.ensemble_size > 1:
+            raise ConfigError("an ensemble whose prompts start from the same rows has equal ones; set ensemble_size=1.")
         if not self.output.strip():
             raise ConfigError("output must name a folder; found an empty string.")
         if self.optimization.eval_steps is not None and self.data.validation is None:

@@ -113,9 +113,12 @@ def make_provider(config: ProviderConfig, seed: int) -> BasePromptProvider:
     """A provider without rows, whose first values the seed decides.
 
     Raises:
-        ConfigError: a setting that this kind does not have.
+        ConfigError: a setting that this kind does not have; or the saved prompt to start from is of another kind.
         PromptInitError: settings that do not belong together.
+        PromptFileError, UnsafeFileError, NonFiniteRowsError, HubError: the saved prompt cannot be read.
     """
+    if config.start is not None:
+        return _saved_provider(config.start, config.kind)
     factory, known = _PROVIDERS[config.kind]
     given = {
         part.name: getattr(config, part.name)
@@ -129,6 +132,15 @@ def make_provider(config: ProviderConfig, seed: int) -> BasePromptProvider:
         raise ConfigError(f"provider.std belongs to init=random; found init={config.init}.")
     arguments: dict[str, Any] = {**given, "seed": seed}
     return factory(**arguments)
+
+
+def _saved_provider(source: str, kind: str) -> BasePromptProvider:
+    """The provider of a saved prompt."""
+    provider = Prompt.from_pretrained(source).provider
+    found = "prefix" if provider.is_deep else "tensor"
+    if found != kind:
+        raise ConfigError(f"{source}: expected a prompt of provider.kind={kind}; found one of {found}. Set the kind.")
+    return provider
 
 
 def _check_classes(rows: Rows, task: Task) -> None:

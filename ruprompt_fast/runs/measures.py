@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
 from ruprompt_fast.training.data import Rows
+from ruprompt_fast.training.manifest import step_of
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from ruprompt_fast.embedding import SplicedEmbedding
     from ruprompt_fast.training.datasets import EncodedDataset
     from ruprompt_fast.training.trainer import PromptTrainer
+
+_SHOWN_BEFORE = ("eval_loss", "eval_accuracy")
 
 TRAIN_LOSS_FRACTION = 0.1
 """The training loss of a run is the mean over this last part of its steps."""
@@ -52,6 +57,15 @@ class Clock(TrainerCallback):
             self._started = None
 
 
+class FirstSteps(TrainerCallback):
+    """Logs every step before the first regular entry of the log, where a prompt changes most."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for an entry."""
+        if state.global_step < state.logging_steps:
+            control.should_log = True
+
+
 def seconds_of(state: TrainerState) -> float:
     """The seconds up to the last entry of the log."""
     return max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
@@ -60,11 +74,12 @@ def seconds_of(state: TrainerState) -> float:
 def figures_of(
     trainer: PromptTrainer, seconds: float, train_rows: Rows, validation_rows: Rows | None
 ) -> dict[str, float]:
-    """The figures of a run whose training is over; evaluates the prompt as it is now if there are rows to validate on.
+    """The figures of a run whose training is over; evaluates the prompt as it is now, unless the run did so.
 
     Returns:
         ``train_loss``, the mean over the last steps, and ``eval_loss``, in nats per token (per sample for a
-        classification, with ``eval_accuracy``); ``steps``, ``seconds`` of training, validations included;
+        classification, with ``eval_accuracy``), and these before the first step as ``eval_loss_before`` and
+        ``eval_accuracy_before``; ``steps``, ``seconds`` of training, validations included;
         ``tokens_per_second`` of data, which prompt rows are not; ``train_rows``, ``validation_rows``, ``skipped_rows``.
     """
     state = trainer.state
@@ -74,8 +89,9 @@ def figures_of(
     tokens = _tokens_of_an_epoch(trainer) * float(state.epoch or 0.0)
     figures = {"train_loss": sum(last) / len(last)} if last else {}
     if validation_rows is not None:
-        measured = trainer.evaluate()
-        figures |= {name: value for name, value in measured.items() if name.endswith(("_loss", "_accuracy"))}
+        before = _quality(_validation(trainer, 0) or {})
+        figures |= _quality(_validation(trainer, _step_of_prompt(trainer)) or trainer.evaluate())
+        figures |= {f"{name}_before": before[name] for name in _SHOWN_BEFORE if name in before}
     return figures | {
         "steps": state.global_step,
         "seconds": seconds,
@@ -84,6 +100,21 @@ def figures_of(
         "validation_rows": 0 if validation_rows is None else len(validation_rows.rows),
         "skipped_rows": num_skipped(train_rows, validation_rows),
     }
+
+
+def _step_of_prompt(trainer: PromptTrainer) -> int | None:
+    """The step that the prompt is of now: the best one that was saved, or the last."""
+    best = trainer.state.best_model_checkpoint
+    return step_of(Path(best)) if trainer.args.load_best_model_at_end and best else trainer.state.global_step
+
+
+def _validation(trainer: PromptTrainer, step: int | None) -> dict[str, Any] | None:
+    """What the log says of the validation at a step, if there was one."""
+    return next((entry for entry in trainer.state.log_history if entry["step"] == step and "eval_loss" in entry), None)
+
+
+def _quality(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in measured.items() if name.endswith(("_loss", "_accuracy"))}
 
 
 def num_skipped(train_rows: Rows, validation_rows: Rows | None) -> int:

@@ -72,9 +72,17 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def training_arguments(
-    config: TrainConfig, recipe: Recipe, is_on_cpu: bool, is_quiet: bool = False
+    config: TrainConfig, recipe: Recipe, is_on_cpu: bool, validates: bool, is_quiet: bool = False
 ) -> TrainingArguments:
-    """What the trainer gets; quiet, it shows no progress bars."""
+    """What the trainer gets.
+
+    Args:
+        config: the configuration.
+        recipe: the settings of the optimizer.
+        is_on_cpu: whether the model is.
+        validates: whether there are rows to validate on; the run begins with them then.
+        is_quiet: whether to show no progress bars.
+    """
     optimization = config.optimization
     steps = optimization.max_steps
     saves = optimization.save_steps or optimization.eval_steps or math.ceil(steps / NUM_CHECKPOINTS)
@@ -88,6 +96,7 @@ def training_arguments(
         logging_steps=math.ceil(steps / NUM_LOGS),
         eval_strategy="no" if optimization.eval_steps is None else "steps",
         eval_steps=optimization.eval_steps,
+        eval_on_start=validates,
         save_strategy="steps",
         save_steps=saves,
         save_total_limit=2,

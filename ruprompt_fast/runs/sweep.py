@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ruprompt_fast.cache.hashing import model_identity
+import torch
+
+from ruprompt_fast.cache.hashing import model_identity, prefix_key
 from ruprompt_fast.errors import CheckpointError, ConfigError, DivergenceError, OutputExistsError
 from ruprompt_fast.prompts.tensor_files import write_text
 from ruprompt_fast.runs.artifacts import (
@@ -140,12 +142,15 @@ def cell_digest(config: TrainConfig, content: str) -> str:
         config: the cell's configuration; settings that it leaves to the recipe count as the recipe's.
         content: stands for the model and the rows.
     """
-    provider = members_of(make_prompt(config))[0].provider
+    prompt = members_of(make_prompt(config))[0]
+    provider = prompt.provider
     recipe = replace(recipe_of(config, provider), measured="")
     optimization = asdict(config.optimization) | asdict(recipe)
     for name in _NO_INFLUENCE:
         del optimization[name]
     described = [asdict(config.task), asdict(config.provider), optimization, config.ensemble_size, config.seed]
+    if provider.is_initialized:  # from a saved prompt, whose folder may hold another one by now
+        described.append(prefix_key(b"", torch.float32, prompt.rows(), [], 0).hex())
     text = json.dumps([described, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

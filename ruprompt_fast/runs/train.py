@@ -25,6 +25,7 @@ from ruprompt_fast.runs.artifacts import (
     check_output,
     claimed_output,
     draw_curve,
+    is_extended,
     is_finished,
     read_metrics,
     write_history,
@@ -33,7 +34,7 @@ from ruprompt_fast.runs.artifacts import (
 from ruprompt_fast.runs.card import TrainedPrompt, model_card
 from ruprompt_fast.runs.config import TrainConfig
 from ruprompt_fast.runs.loading import load_data, load_frozen, make_prompt, members_of
-from ruprompt_fast.runs.measures import Clock, figures_of, seconds_of
+from ruprompt_fast.runs.measures import Clock, FirstSteps, figures_of, seconds_of
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
 from ruprompt_fast.training.data import Rows
 from ruprompt_fast.training.trainer import PromptTrainer
@@ -66,7 +67,8 @@ def train(config: TrainConfig) -> TrainOutcome:
 
     Whatever can be checked without the model is checked before it is loaded, and the rest before anything is computed.
     An interrupted run is continued with ``config.resume``, to the same prompt; for a finished one its result is
-    returned.
+    returned, unless the configuration has more steps: then training goes on from its last step, with a schedule of the
+    learning rate for all of them.
 
     Raises:
         OutputExistsError: the folder exists, and ``resume`` is not set.
@@ -131,13 +133,19 @@ def _train(
     prompt = make_prompt(config)
     recipe = recipe_of(config, members_of(prompt)[0].provider)
     clock = Clock()
-    callbacks: list[TrainerCallback] = [clock]
+    callbacks: list[TrainerCallback] = [clock, FirstSteps()]
     if config.optimization.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.optimization.early_stopping_patience))
     try:
         trainer = PromptTrainer(
             model,
-            training_arguments(config, recipe, is_on_cpu=model.device.type == "cpu", is_quiet=is_quiet),
+            training_arguments(
+                config,
+                recipe,
+                is_on_cpu=model.device.type == "cpu",
+                validates=validation_rows is not None,
+                is_quiet=is_quiet,
+            ),
             prompt=prompt,
             task=config.task,
             tokenizer=tokenizer,
@@ -153,7 +161,7 @@ def _train(
         history = list(trainer.state.log_history)
         metrics = figures_of(trainer, clock.seconds or seconds_of(trainer.state), train_rows, validation_rows)
         if config.optimization.eval_steps is None:
-            history = trainer.state.log_history  # with the only validation
+            history = trainer.state.log_history  # with the last validation
         if trainer.is_world_process_zero():
             num_parameters = sum(parameter.numel() for parameter in trainer.trained.values())
             _write(TrainedPrompt(config, recipe, metrics, num_parameters, trainer.runner.name, prompt), history)
@@ -188,8 +196,9 @@ def _write(trained: TrainedPrompt, history: Sequence[Mapping[str, Any]]) -> None
 
 
 def _is_known(config: TrainConfig) -> bool:
-    """Whether the run to resume was finished before."""
-    return config.resume and is_finished(Path(config.output))
+    """Whether the run to resume was finished before, and has no further steps to take."""
+    folder = Path(config.output)
+    return config.resume and is_finished(folder) and not is_extended(folder, config)
 
 
 def _claimed(config: TrainConfig) -> AbstractContextManager[None]:

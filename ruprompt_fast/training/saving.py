@@ -60,6 +60,7 @@ class PromptSavingTrainer(Trainer):
     guard: StepGuard
     _embedding: SplicedEmbedding
     _step_loss: Tensor | float = 0.0
+    _num_kept: int | None = None
 
     @property
     def network(self) -> PreTrainedModel:
@@ -106,6 +107,9 @@ class PromptSavingTrainer(Trainer):
         self._step_loss = 0.0  # a run that was interrupted leaves some
         evaluates_first = self.args.eval_on_start
         self.args.eval_on_start = evaluates_first and checkpoint is None  # it would count twice for early stopping
+        # Which checkpoints go is for RunFolder to say: transformers would remove the last one of a limit of 1, without
+        # which a finished run trains its end again.
+        self._num_kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with prepared_for_training(self.network):
                 return super().train(
@@ -114,6 +118,7 @@ class PromptSavingTrainer(Trainer):
                 )
         finally:
             self.args.eval_on_start = evaluates_first
+            self.args.save_total_limit = self._num_kept
             self.is_in_train = False
             self.model_wrapped = self.network  # the next run prepares the model anew
 
@@ -250,21 +255,17 @@ class PromptSavingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = self._run_folder
         folder = run.root / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        keep, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one counts
-        try:
-            with naming_write_errors(folder):
-                if self.args.should_save:
-                    run.reopen(folder)
-                self.accelerator.wait_for_everyone()
-                super()._save_checkpoint(model, trial)
-                if self.args.should_save:
-                    write_parameters(folder, self._state_tensors())
-        finally:
-            self.args.save_total_limit = keep
+        with naming_write_errors(folder):
+            if self.args.should_save:
+                run.reopen(folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                write_parameters(folder, self._state_tensors())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with naming_write_errors(folder):
-                run.complete(folder, self.state.global_step, keep, self.state.best_model_checkpoint)
+                run.complete(folder, self.state.global_step, self._num_kept, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_parameters(Path(resume_from_checkpoint), self._state_tensors())

@@ -26,6 +26,7 @@ from ruprompt_fast.runs.parsing import read_config
 from ruprompt_fast.runs.train import TrainOutcome, train, train_prompt
 from ruprompt_fast.training.data import Rows
 from ruprompt_fast.training.task import Task
+from ruprompt_fast.training.trainer import PromptTrainer
 
 PROMPT_FILES = ("prompt.json", "prompt_provider.safetensors")
 
@@ -312,6 +313,99 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[TrainConfig, TrainO
     assert again.metrics == outcome.metrics
     assert torch.equal(again.prompt.rows(), outcome.prompt.rows())
     assert {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")} == stamps
+
+
+def test_the_history_begins_before_the_first_step(model: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, model, optimization={"max_steps": 250})
+    outcome = train(config)
+    history = history_of(outcome.folder)
+    held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    assert [step for step, _ in held_out] == [0, 250]
+    assert outcome.metrics["eval_loss_before"] == held_out[0][1]
+    assert outcome.metrics["eval_loss"] == held_out[1][1]
+    # Of 250 steps every third is a point of the curve, and each of the first ones.
+    assert [entry["step"] for entry in history if "loss" in entry][:4] == [1, 2, 3, 6]
+    assert "held-out loss before the first step" in (outcome.folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("eval_steps", [None, 3])
+def test_no_validation_runs_twice(
+    eval_steps: int | None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    evaluate = PromptTrainer.evaluate
+
+    def counted(trainer: PromptTrainer, *args: Any, **settings: Any) -> dict[str, float]:
+        steps.append(trainer.state.global_step)
+        return evaluate(trainer, *args, **settings)
+
+    monkeypatch.setattr(PromptTrainer, "evaluate", counted)
+    outcome = train(tiny_config(tmp_path, model, optimization={"max_steps": 6, "eval_steps": eval_steps}))
+    assert steps == ([0, 6] if eval_steps is None else [0, 3, 6])
+    assert "eval_loss" in outcome.metrics
+
+
+def test_a_finished_run_is_extended(model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "schedule": "constant", "warmup_fraction": 0.0}
+    first = tiny_config(tmp_path, model, optimization=settings)
+    train(first)
+    more = replace(first, resume=True, optimization=replace(first.optimization, max_steps=8))
+    longer = train(more)
+    assert longer.metrics["steps"] == 8
+    assert read_config(TrainConfig, longer.folder / "config.yaml").optimization.max_steps == 8
+    assert [entry["step"] for entry in history_of(longer.folder) if "loss" in entry] == list(range(1, 9))
+    # With a constant learning rate it is the run that had so many steps from the beginning.
+    whole = train(replace(more, resume=False, output=str(tmp_path / "whole")))
+    assert prompt_bytes(longer.folder) == prompt_bytes(whole.folder)
+    stamps = {path: path.stat().st_mtime_ns for path in longer.folder.rglob("*")}
+    assert train(more).metrics == longer.metrics
+    assert {path: path.stat().st_mtime_ns for path in longer.folder.rglob("*")} == stamps
+    with pytest.raises(errors.CheckpointError, match=r"optimization.max_steps=8; found 4"):
+        train(replace(first, resume=True))
+
+
+def test_an_interrupted_extension_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny_config(tmp_path, model, optimization={"max_steps": 4, "save_steps": 2})
+    train(first)
+    more = replace(first, resume=True, optimization=replace(first.optimization, max_steps=8))
+    with monkeypatch.context() as patched:
+        patched.setattr("ruprompt_fast.runs.train.figures_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(more)
+    assert not (Path(first.output) / "metrics.json").exists()
+    assert train(more).metrics["steps"] == 8
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["tensor", "prefix"])
+def test_a_run_starts_from_a_saved_prompt(kind: str, model: Path, tmp_path: Path) -> None:
+    task = replace(TASK, template="<P*3>{text}")
+    first = train(tiny_config(tmp_path, model, task=task, provider=ProviderConfig(kind)))
+    provider = ProviderConfig(kind, f"prompt:{first.folder}")
+    more = tiny_config(tmp_path, model, task=task, provider=provider, output=str(tmp_path / "more"))
+    second = train(more)
+    # A validation in batches of other texts sums in another order.
+    assert second.metrics["eval_loss_before"] == pytest.approx(first.metrics["eval_loss"], rel=1e-5)
+    assert second.metrics["eval_loss"] < first.metrics["eval_loss"]
+    assert not torch.equal(second.prompt.rows(), first.prompt.rows())
+    other = "prefix" if kind == "tensor" else "tensor"
+    with pytest.raises(errors.ConfigError, match="Set the kind"):
+        train(replace(more, output=str(tmp_path / "other"), provider=ProviderConfig(other, provider.init)))
+    with pytest.raises(errors.PromptMismatchError, match="need rows"):
+        train(replace(more, output=str(tmp_path / "other"), task=replace(task, template="<P*4>{text}")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_quantized_bases_are_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="model.dtype=int8 cannot be trained on"):
+        tiny_config(tmp_path, model=ModelConfig(dtype="int8"))
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_is_resumed_with_its_own_configuration_only(
