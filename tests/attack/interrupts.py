@@ -14,14 +14,13 @@ from typing import Any
 
 from attack.tally import Tally
 from engine.engine_cases import ENDLESS, INPUTS, NAMES, assert_nothing_left, serve
+from patience import HANG_SECONDS, exit_code_of
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import ForkedProcessError
 
 FALLBACK = {"prompt_lookup_num_tokens": 2}
 """What sends a request away from the engine."""
-
-_CHILD_SECONDS = 20.0
 
 
 class Interrupter:
@@ -105,7 +104,7 @@ class Bystander:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(HANG_SECONDS)
         if self._thread.is_alive():
             self.problems.append("hung")
 
@@ -135,23 +134,19 @@ def fork_outcome(model: FastPromptModel) -> str:
             code = 0
         finally:
             os._exit(code)
-    end = time.monotonic() + _CHILD_SECONDS
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return "refused" if os.waitstatus_to_exitcode(status) == 0 else "wrong"
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "hung"
+    found = exit_code_of(child)
+    if found is None:
+        return "hung"
+    return "refused" if found == 0 else "wrong"
 
 
 def attack(seconds: float, seed: int) -> Tally:
     """Attack for about so long; runs on the main thread, which is where signals go."""
-    tally, chance, end = Tally("interrupts"), random.Random(seed), time.monotonic() + seconds
+    tally, chance = Tally("interrupts"), random.Random(seed)
     model = serve(num_pages=40)
     model.add_prompt("extra", model.prompts["short"])
     calls = kinds(model)
+    end = time.monotonic() + seconds
     with interrupter() as interrupts, Bystander(model) as bystander:
         while time.monotonic() < end:
             if chance.random() < 0.01:

@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 from attack.tally import Tally
+from patience import HANG_SECONDS
 
-# What the worker may take beyond the time it is given: its imports, and the run that it is in.
-GRACE_SECONDS = 120.0
+# What the worker may take beyond the time it is given: its imports, and the run that it is in, which may hang.
+GRACE_SECONDS = 2 * HANG_SECONDS
 
 
 def attack(seconds: float, seed: int) -> Tally:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from patience import exit_code_of
 from runs.tiny_run import ROWS, save_model, tiny_config, write_rows
 from training.killed_run import die_at
 
@@ -32,7 +33,7 @@ from ruprompt_fast.runs.config import config_yaml
 
 PROMPT_FILES = ("prompt.json", "prompt_provider.safetensors")
 KILLS = 3
-LIMIT_SECONDS = 60.0
+MEETINGS = 20
 
 
 @dataclass
@@ -104,19 +105,6 @@ def start(command: list[str], log: Path, event: int | None = None, watched: Path
         os._exit(status)
 
 
-def wait(child: int) -> int | None:
-    """The exit code of a child, negative for a signal; None if it had to be killed."""
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-
-
 class Attacker:
     """Disturbs runs and tells how they took it."""
 
@@ -142,7 +130,7 @@ class Attacker:
                 codes = [self._disturbed(run, output, kind, seconds) for _ in range(self.rng.randint(1, KILLS))]
                 fine = set(codes) <= {0, 130, -signal.SIGKILL}
                 what = f"{what}: exit codes {codes}"
-                code = wait(start(run.command(output), self.log))
+                code = exit_code_of(start(run.command(output), self.log))
                 fine, what = fine and code == 0, f"{what}, at the end {code}"
             log = self.log.read_text(errors="replace") if self.log.exists() else ""
             if None in codes:
@@ -162,7 +150,7 @@ class Attacker:
         if run.name not in self.whole:
             output = self.folder / f"{run.name}.whole"
             started = time.monotonic()
-            if wait(start(run.command(output), self.log)) != 0:
+            if exit_code_of(start(run.command(output), self.log)) != 0:
                 raise SystemExit(f"{run.name} failed undisturbed: {self.log.read_text()[-1000:]}")
             self.whole[run.name] = run.result(output), time.monotonic() - started
         return self.whole[run.name]
@@ -170,17 +158,23 @@ class Attacker:
     def _disturbed(self, run: Run, output: Path, kind: str, seconds: float) -> int | None:
         if kind == "killed" and self.rng.random() < 0.5:
             event = self.rng.randint(1, 80)
-            return wait(start(run.command(output), self.log, event, output.parent))
+            return exit_code_of(start(run.command(output), self.log, event, output.parent))
         child = start(run.command(output), self.log)
         time.sleep(self.rng.uniform(0.0, seconds))
         os.kill(child, signal.SIGKILL if kind == "killed" else signal.SIGINT)
-        return wait(child)
+        return exit_code_of(child)
 
     def _twice(self, run: Run, output: Path) -> list[int | None]:
-        children = [start(run.command(output), self.log) for _ in range(2)]
-        codes = [wait(child) for child in children]
+        """Two at once, again and again until they have met: one may be over before the other begins."""
         refusal = "expected an output that no other run writes to; found one that process"
-        return codes if refusal in self.log.read_text(errors="replace") else [*codes, None]
+        codes: list[int | None] = []
+        for _ in range(MEETINGS):
+            self._remove(output)
+            children = [start(run.command(output), self.log) for _ in range(2)]
+            codes = [exit_code_of(child) for child in children]
+            if codes != [0, 0] or refusal in self.log.read_text(errors="replace"):
+                break
+        return codes
 
     def _remove(self, output: Path) -> None:
         for path in self.folder.glob(f"{output.name}*"):
@@ -197,7 +191,6 @@ def say(outcome: str, what: str) -> None:
 def main() -> None:
     """See the module."""
     folder, seconds, seed = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    deadline = time.monotonic() + seconds
     torch.set_num_threads(1)
     rng = random.Random(seed)
     output = os.dup(1)
@@ -206,6 +199,7 @@ def main() -> None:
     sys.stdout.flush()
     os.dup2(output, 1)
     attacker = Attacker(folder, rng)
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         attacker.attack(rng.choice(commands))
 

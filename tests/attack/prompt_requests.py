@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 10.0
-"""Seconds without an answer, after which a process is given up."""
+from patience import HANG_SECONDS
 
-_START_TIMEOUT = 120.0
 _WORKER = Path(__file__).with_name("prompt_worker.py")
 
 
@@ -35,7 +33,7 @@ class Loader:
             process.stdin.flush()
         except BrokenPipeError:
             return self._stop("crashed")
-        answer = self._read(process, TIMEOUT)
+        answer = self._read(process)
         if answer is None:
             return self._stop("hung")
         if not answer:
@@ -48,14 +46,14 @@ class Loader:
         self._process = subprocess.Popen(
             [sys.executable, str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        if not self._read(self._process, _START_TIMEOUT):
+        if not self._read(self._process):
             raise RuntimeError("the process that loads prompts did not start")
         return self._process
 
-    def _read(self, process: subprocess.Popen[bytes], timeout: float) -> bytes | None:
-        """A line of the process; empty if it ended, None if there is none in time."""
+    def _read(self, process: subprocess.Popen[bytes]) -> bytes | None:
+        """A line of the process; empty if it ended, None if there is none although it did not end."""
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], timeout)
+        ready, _, _ = select.select([process.stdout], [], [], HANG_SECONDS)
         return process.stdout.readline() if ready else None
 
     def _stop(self, outcome: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import torch
 from ruprompt_fast.errors import MAX_MESSAGE_CHARS, RupromptError
 from ruprompt_fast.prompts import MultiPrompt, Prompt, PromptEnsemble
 
-MAX_SECONDS = 1.0
+MAX_SECONDS = 10.0
 """Processor time that a refusal may take."""
 
 MAX_GROWTH = 100 * 2**20

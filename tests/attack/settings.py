@@ -23,8 +23,9 @@ def attack(seconds: float, seed: int) -> Tally:
     Half of the attacks are one odd value each, drawn anew; the other half two or three values together, each of which
     was answered by itself.
     """
-    tally, chance, end = Tally("settings"), random.Random(seed), time.monotonic() + seconds
+    tally, chance = Tally("settings"), random.Random(seed)
     targets = {family: Target.make(family) for family in _FAMILIES}
+    end = time.monotonic() + seconds
     answered: list[tuple[str, str]] = []
     while time.monotonic() < end:
         family, mode = chance.choice((*_FAMILIES, "llama", "llama")), chance.choice(tuple(MODES))

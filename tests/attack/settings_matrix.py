@@ -25,7 +25,9 @@ from transformers import GenerationConfig
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import MAX_MESSAGE_CHARS, EngineStepError, RupromptError
 
-MOST_SECONDS = 2.0
+MOST_SECONDS = 30.0
+"""Processor time of a request; what else runs on the machine does not count."""
+
 MOST_BYTES = 100 << 20
 
 OWN_FIELDS = ("seed", "presence_penalty", "frequency_penalty", "logit_bias")
@@ -195,9 +197,9 @@ class Target:
 
 def judge(target: Target, mode: str, settings: Settings) -> tuple[Outcome, str]:
     """Ask, and say how it ended."""
-    memory, start = _peak_bytes(), time.monotonic()
+    memory, start = _peak_bytes(), time.process_time()
     outcome, what = _ask(target, mode, settings)
-    seconds, growth = time.monotonic() - start, _peak_bytes() - memory
+    seconds, growth = time.process_time() - start, _peak_bytes() - memory
     if seconds > MOST_SECONDS:
         return "hung", f"{seconds:.1f} seconds"
     if growth > MOST_BYTES:

@@ -10,6 +10,7 @@ from typing import Any
 from attack.interrupts import FALLBACK
 from attack.tally import Tally
 from engine.engine_cases import ENDLESS, REQUESTS, assert_nothing_left, serve
+from patience import HANG_SECONDS
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import UnknownPromptError
@@ -40,7 +41,7 @@ _REFUSED: tuple[dict[str, Any], ...] = (
 
 def attack(seconds: float, seed: int) -> Tally:
     """Attack for about so long; what each thread asks for depends on the seed, how they meet on the machine."""
-    tally, end = Tally("threads"), time.monotonic() + seconds
+    tally = Tally("threads")
     model = serve(num_pages=64)
     cases = [
         (item, name, {"max_new_tokens": 6, **settings})
@@ -49,6 +50,7 @@ def attack(seconds: float, seed: int) -> Tally:
         if not (name and "prompt_lookup_num_tokens" in settings and settings.get("do_sample"))
     ]
     alone = [model.generate(item, name, **settings) for item, name, settings in cases]
+    end = time.monotonic() + seconds
 
     def work(index: int) -> None:
         chance = random.Random(seed * 1000 + index)
@@ -74,7 +76,7 @@ def attack(seconds: float, seed: int) -> Tally:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()) + 60)
+        thread.join(seconds + HANG_SECONDS)
         if thread.is_alive():
             tally.record("hung", "a thread")
     with tally.judged("afterwards"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,9 +113,6 @@ def tokens_in_child(queue: Any) -> None:
     queue.put(serve().generate("да", "short", max_new_tokens=4, **ENDLESS)[0].token_ids)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Return as soon as the condition holds; fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.001)
+def num_orders(model: FastPromptModel) -> int:
+    """How many orders wait for the step that runs: every request is one when it arrives."""
+    return model._dispatcher._loop._orders.qsize()

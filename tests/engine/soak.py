@@ -14,6 +14,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from engine.engine_cases import ENDLESS, assert_nothing_left, counts, serve
+from patience import join_all
 
 from ruprompt_fast import FastPromptModel, Prompt
 from ruprompt_fast.errors import CapacityError, UnknownPromptError
@@ -29,6 +31,8 @@ from ruprompt_fast.errors import CapacityError, UnknownPromptError
 NUM_PAGES = 14
 NUM_THREADS = 6
 ALPHABET = "абвгдежзиклмнопрстуф ,.!"
+KINDS = ("greedy", "stream", "beams", "samples", "batch", "classify", "change_prompts")
+EVENTS = ("preemptions", "prefix_evictions", "prefix_loads", "text_page_hits", "copies")
 ALLOWED_GROWTH = 6 << 20
 """Bytes that the resident memory may grow by between the first third and the end: what allocators keep and arrange."""
 
@@ -78,6 +82,22 @@ def make_cases(model: FastPromptModel, chance: random.Random, count: int) -> lis
     return cases
 
 
+def seconds(duration: float) -> Callable[[Report], float]:
+    """Progress by the clock."""
+    start = time.monotonic()
+    return lambda report: (time.monotonic() - start) / duration
+
+
+def work(times: int) -> Callable[[Report], float]:
+    """Progress by what was done: every kind of request so many times, and everything happened that is to happen."""
+
+    def progress(report: Report) -> float:
+        done = min(report.done.get(kind, 0) for kind in KINDS) / times
+        return done if all(report.counts.get(event, 0) > 0 for event in EVENTS) else min(done, 0.9)
+
+    return progress
+
+
 class Soak:
     """One model under random work.
 
@@ -94,22 +114,18 @@ class Soak:
         self._lock = threading.Lock()
         self.report = Report()
 
-    def run(self, seconds: float) -> Report:
-        """Work for that long, and compare everything."""
+    def run(self, progress: Callable[[Report], float]) -> Report:
+        """Work until ``progress`` of what was done is 1, and compare everything; see :func:`seconds`, :func:`work`."""
         threads = [threading.Thread(target=self._work, args=(index,), daemon=True) for index in range(NUM_THREADS)]
         for thread in threads:
             thread.start()
-        start = time.monotonic()
         for third in range(1, 4):
-            while time.monotonic() < start + seconds * third / 3 and not self.report.problems:
-                time.sleep(min(1.0, seconds / 30))
+            while not self.report.problems and progress(self.report) < third / 3:
+                time.sleep(0.5)
                 self._check()
             self.report.resident.append(resident_bytes())
         self._stop.set()
-        for thread in threads:
-            thread.join(60)
-            if thread.is_alive():
-                self._problem("a thread does not come to an end")
+        join_all(threads)
         if not self.report.problems:
             self._finish()
         return self.report
@@ -119,7 +135,6 @@ class Soak:
         for case in self.cases:
             self._generate(case)
         assert_nothing_left(self.model)
-        self.report.counts = counts(self.model)
         growth = self.report.resident[-1] - self.report.resident[0]
         if growth > ALLOWED_GROWTH:
             self._problem(f"the memory has grown by {growth / 2**20:.1f} MiB")
@@ -127,6 +142,7 @@ class Soak:
     def _check(self) -> None:
         try:
             self.model.check_integrity()
+            self.report.counts = counts(self.model)
         except Exception as error:
             self._problem(repr(error))
 
@@ -230,7 +246,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    report = Soak(arguments.seed).run(60 * arguments.minutes)
+    report = Soak(arguments.seed).run(seconds(60 * arguments.minutes))
     print("done:", report.done)
     print("scheduler:", report.counts)
     print("resident MiB:", [round(size / 2**20, 1) for size in report.resident])

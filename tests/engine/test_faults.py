@@ -20,8 +20,8 @@ from engine.engine_cases import (
     hooked,
     poison,
     serve,
-    wait_for,
 )
+from patience import wait_for, wait_until_set
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import CapacityError, DetachedModelError, EngineStepError, NonFiniteLogitsError
@@ -303,7 +303,7 @@ def test_a_stream_collected_in_the_midst_of_a_step(model: FastPromptModel, setti
     with hooked(model, Fault(lambda: bool(gc.collect()), (1,))):
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        assert done.wait(20)
+        wait_until_set(done)
     assert_nothing_left(model)
 
 

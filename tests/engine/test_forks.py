@@ -18,8 +18,8 @@ from engine.engine_cases import (
     hooked,
     serve,
     tokens_in_child,
-    wait_for,
 )
+from patience import HANG_SECONDS, exit_code_of, join_all, wait_until_set
 from tiny_models import tiny_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,14 +38,9 @@ def in_fork(work: Any) -> int:
             os._exit(0)
         finally:
             os._exit(1)
-    for _ in range(2000):
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        threading.Event().wait(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    pytest.fail("the child hangs")
+    code = exit_code_of(child)
+    assert code is not None, "the child hangs"
+    return code
 
 
 def uses_are_refused(model: FastPromptModel) -> None:
@@ -76,7 +71,7 @@ def test_a_child_forked_while_a_step_runs(settings: dict[str, int]) -> None:
 
     def wait() -> None:
         in_step.set()
-        go_on.wait(30)
+        wait_until_set(go_on)
 
     outputs: list[object] = []
     with hooked(model, Fault(wait, (2,))):
@@ -84,10 +79,10 @@ def test_a_child_forked_while_a_step_runs(settings: dict[str, int]) -> None:
             target=lambda: outputs.append(model.generate(INPUTS, NAMES, max_new_tokens=6, **ENDLESS, **settings))
         )
         thread.start()
-        wait_for(in_step.is_set)
+        wait_until_set(in_step)
         assert in_fork(lambda: uses_are_refused(model)) == 0
         go_on.set()
-        thread.join(30)
+        join_all([thread])
     assert outputs == [expected]
     assert_nothing_left(model)
 
@@ -123,11 +118,11 @@ def test_workers_of_a_data_loader_go_on_beside_a_model() -> None:
     thread = threading.Thread(target=serve_others)
     thread.start()
     try:
-        loader = DataLoader(Encoded(tiny_tokenizer()), batch_size=4, num_workers=2, timeout=60)
+        loader = DataLoader(Encoded(tiny_tokenizer()), batch_size=4, num_workers=2, timeout=HANG_SECONDS)
         assert [tuple(batch.shape) for batch in loader] == [(4, 2)] * 3
     finally:
         stop.set()
-        thread.join(20)
+        join_all([thread])
     assert_nothing_left(model)
 
 
@@ -139,6 +134,6 @@ def test_a_spawned_process_loads_its_own() -> None:
     queue = context.Queue()
     process = context.Process(target=tokens_in_child, args=(queue,))
     process.start()
-    assert queue.get(timeout=120) == expected
-    process.join(30)
+    assert queue.get(timeout=HANG_SECONDS) == expected
+    process.join(HANG_SECONDS)
     assert process.exitcode == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import random
-import time
 from typing import Any
 
 import pytest
@@ -251,11 +250,11 @@ def test_warm_up_of_more_than_the_memory_holds() -> None:
 def test_a_thousand_prompts_cost_no_pages() -> None:
     served = case().serve()
     prompts = {f"p{index}": random_prompt(index, num_rows=100) for index in range(1000)}
-    before = time.process_time()
+    before = counts(served).scheduler["steps"]
     for name, prompt in prompts.items():
         served.add_prompt(name, prompt)
-    assert time.process_time() - before < 5.0
     found = counts(served)
+    assert found.scheduler["steps"] == before
     assert (found.scheduler["prefix_pages"], found.scheduler["free_pages"]) == (0, found.num_pages)
     assert found.prefix_cache.host_bytes == 0
     (output,) = served.generate("да", "p777", max_new_tokens=2, eos_token_id=None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 
 import pytest
-from engine.engine_cases import wait_for
+from patience import HANG_SECONDS, wait_for
+from patience import join_all as join
 
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.loop import StepLoop
@@ -22,12 +22,6 @@ def start(*targets: Callable[[], None]) -> list[threading.Thread]:
     for thread in threads:
         thread.start()
     return threads
-
-
-def join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def test_one_at_a_time() -> None:
@@ -49,11 +43,9 @@ def test_one_at_a_time() -> None:
 
 def test_handed_on_in_the_order_of_arrival() -> None:
     lock = FairLock()
-    arrived: list[int] = []
     served: list[int] = []
 
     def work(index: int) -> None:
-        arrived.append(index)
         with lock:
             served.append(index)
 
@@ -61,32 +53,32 @@ def test_handed_on_in_the_order_of_arrival() -> None:
         threads = []
         for index in range(8):
             threads += start(lambda index=index: work(index))
-            wait_for(lambda index=index: len(arrived) > index)
-            time.sleep(0.01)  # from its arrival to its place in the line
+            wait_for(lambda index=index: len(lock._gates) > index)
     join(threads)
     assert served == list(range(8))
 
 
 def test_who_takes_it_in_a_loop_lets_others_in() -> None:
+    """It keeps each turn until somebody waits, so who waits is always the next."""
     lock = FairLock()
-    turns = 0
-    stop = threading.Event()
+    turns: list[str] = []
 
     def greedy() -> None:
-        nonlocal turns
-        while not stop.is_set():
+        for _ in range(5):
             with lock:
-                turns += 1
-                time.sleep(0.001)
+                turns.append("greedy")
+                wait_for(lambda: lock._gates)
+
+    def modest() -> None:
+        with lock:
+            turns.append("modest")
 
     threads = start(greedy)
-    wait_for(lambda: turns > 3)
-    for _ in range(5):
-        before = turns
-        with lock:
-            assert turns <= before + 2
-    stop.set()
+    for count in range(1, 6):
+        wait_for(lambda count=count: turns.count("greedy") == count)
+        join(start(modest))
     join(threads)
+    assert turns == ["greedy", "modest"] * 5
 
 
 def test_an_error_inside_gives_it_back() -> None:
@@ -98,22 +90,23 @@ def test_an_error_inside_gives_it_back() -> None:
 
 
 def test_several_slots() -> None:
+    """Three are inside at a time, or nobody would get past the barrier; and never four."""
     lock = FairLock(slots=3)
     inside, most = 0, 0
     counting = threading.Lock()
+    three = threading.Barrier(3)
 
     def work() -> None:
         nonlocal inside, most
-        for _ in range(50):
-            with lock:
-                with counting:
-                    inside += 1
-                    most = max(most, inside)
-                time.sleep(0.0002)
-                with counting:
-                    inside -= 1
+        with lock:
+            with counting:
+                inside += 1
+                most = max(most, inside)
+            three.wait(HANG_SECONDS)
+            with counting:
+                inside -= 1
 
-    join(start(*[work] * 8))
+    join(start(*[work] * 12))
     assert most == 3
 
 
@@ -143,10 +136,12 @@ class Counter:
         step = weakref.WeakMethod(self.step)
         self.loop = StepLoop(lambda: (run := step()) is not None and run(), self.turn)
         self.fail_at: dict[int, BaseException] = {}
+        self.during: Callable[[], object] = lambda: None
 
     def step(self) -> bool:
         self.count += 1
         self.by.add(threading.get_ident())
+        self.during()
         if self.count in self.fail_at:
             raise self.fail_at.pop(self.count)
         return True
@@ -199,6 +194,7 @@ def test_calls_run_between_steps_in_order() -> None:
     counter = Counter()
     go_on = threading.Event()
     threads = start(lambda: counter.loop.run_until(go_on.is_set))
+    wait_for(lambda: counter.count > 0)
     found = [counter.loop.call(lambda: (threading.get_ident(), counter.count)) for _ in range(20)]
     go_on.set()
     join(threads)
@@ -253,14 +249,16 @@ def test_a_condition_that_raises_fails_its_caller_only() -> None:
 
 
 def test_the_turn_is_free_between_steps() -> None:
+    """Every step goes on until somebody waits for the turn, who then has it before the next step."""
     counter = Counter()
     go_on = threading.Event()
+    counter.during = lambda: wait_for(lambda: counter.turn._gates or go_on.is_set())
     threads = start(lambda: counter.loop.run_until(go_on.is_set))
     wait_for(lambda: counter.count > 0)
-    for _ in range(5):
-        before = counter.count
+    for step in range(1, 6):
         with counter.turn:
-            assert counter.count <= before + 2
+            assert counter.count == step
+        wait_for(lambda step=step: counter.count > step)
     go_on.set()
     join(threads)
 

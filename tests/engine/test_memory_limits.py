@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 TESTS = Path(__file__).parents[1]
 
@@ -77,7 +78,7 @@ def run(program: str) -> str:
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{program}"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 TESTS = Path(__file__).parents[1]
 
 SETUP = f"""
 import os, signal, sys, threading, time
 sys.path.insert(0, {str(TESTS)!r})
-from engine.engine_cases import ENDLESS, Fault, hooked, serve, wait_for
+from engine.engine_cases import ENDLESS, Fault, hooked, serve
+from patience import exit_code_of, wait_for
 from ruprompt_fast.errors import RupromptError
 
 LOOKUP = {{"prompt_lookup_num_tokens": 2}}
@@ -48,7 +50,8 @@ def interrupt():
         time.sleep(0.05)
 
 threading.Thread(target=interrupt, daemon=True).start()
-model.generate("да", max_new_tokens=100, **ENDLESS, **SETTINGS)
+while True:
+    model.generate("да", max_new_tokens=100, **ENDLESS, **SETTINGS)
 """
 
 FORKED = """
@@ -60,22 +63,15 @@ if child == 0:
     except RupromptError:
         sys.exit(0)  # through the ends of everything
     os._exit(3)
-for _ in range(1500):
-    found, status = os.waitpid(child, os.WNOHANG)
-    if found:
-        assert os.waitstatus_to_exitcode(status) == 0, status
-        break
-    time.sleep(0.01)
-else:
-    os.kill(child, 9)
-    sys.exit(4)
+assert exit_code_of(child) == 0
 assert len("".join(kept)) > 10
 """
 
 
 def code_of(program: str) -> int:
     """The exit code of a program; minus the signal that killed it."""
-    done = subprocess.run([sys.executable, "-c", SETUP + program], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", SETUP + program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert "terminate called" not in done.stderr
     return done.returncode
 

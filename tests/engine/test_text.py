@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ruprompt_fast.bundled import MODEL
+from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.text import TextStream
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -116,7 +117,7 @@ each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=T
 
 
 def assert_pieces_add_up(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> None:
-    stream = TextStream(tokenizer)
+    stream = TextStream(TextDecoder(tokenizer))
     given_out = ""
     for index, token in enumerate(token_ids):
         given_out += stream.push([token])
@@ -162,13 +163,13 @@ def test_stop_strings_cut_at_the_first_token_that_completes_one(
     text = decode(tokenizer, token_ids)
     inside = st.integers(0, len(text)).map(lambda start: text[start : start + 3])
     stops = data.draw(st.lists(st.text(STOP_CHARACTERS, max_size=3) | inside, min_size=1, max_size=3))
-    stream = TextStream(tokenizer, stops)
+    stream = TextStream(TextDecoder(tokenizer), stop_strings=stops)
     pieces = [stream.push([token]) for token in token_ids]
     cut = cut_length(tokenizer, token_ids, [stop for stop in stops if stop])
     assert stream.stopped == (cut is not None)
     assert stream.num_tokens == (len(token_ids) if cut is None else cut)
     assert "".join(pieces) + stream.flush() == decode(tokenizer, token_ids[:cut])
-    at_once = TextStream(tokenizer, stops)
+    at_once = TextStream(TextDecoder(tokenizer), stop_strings=stops)
     assert at_once.push(token_ids) + at_once.flush() == decode(tokenizer, token_ids[:cut])
     assert at_once.num_tokens == stream.num_tokens
 
@@ -178,7 +179,7 @@ def test_stop_strings_cut_at_the_first_token_that_completes_one(
 def test_text_of_any_language_comes_whole(text: str) -> None:
     tokenizer = TOKENIZERS["bundled"]
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = TextStream(tokenizer)
+    stream = TextStream(TextDecoder(tokenizer))
     pieces = [stream.push([token]) for token in token_ids] + [stream.flush()]
     assert "".join(pieces) == decode(tokenizer, token_ids)
     assert "�" in text or not any("�" in piece for piece in pieces)
@@ -192,7 +193,7 @@ def test_letters_are_never_split_nor_kept_waiting() -> None:
         for word, _ in pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
         for letter in word
     ]
-    stream = TextStream(tokenizer)
+    stream = TextStream(TextDecoder(tokenizer))
     pieces = [stream.push([token]) for token in token_ids]
     assert pieces == ["", "ё", "", "ж", " ", "", "", "", "🐪", "\n"]
 
@@ -202,13 +203,13 @@ def test_a_replacement_character_that_was_meant_comes_out() -> None:
     lone = tokenizer.convert_tokens_to_ids(
         pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("ё")[0][0][1]
     )
-    stream = TextStream(tokenizer)
+    stream = TextStream(TextDecoder(tokenizer))
     assert [stream.push([lone]), stream.push([lone]), stream.flush()] == ["", "�", "�"]
 
 
 def test_nothing_is_held_back_before_a_stop_string() -> None:
     tokenizer = tiny_tokenizer()
-    stream = TextStream(tokenizer, ["абв"])
+    stream = TextStream(TextDecoder(tokenizer), stop_strings=["абв"])
     token_ids = tokenizer("дабвг")["input_ids"]
     assert [stream.push([token]) for token in token_ids] == ["д", "а", "б", "в", ""]
     assert stream.stopped
@@ -218,7 +219,7 @@ def test_nothing_is_held_back_before_a_stop_string() -> None:
 
 @each_tokenizer
 def test_no_tokens_have_no_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    stream = TextStream(tokenizer, [""])
+    stream = TextStream(TextDecoder(tokenizer), stop_strings=[""])
     assert stream.push([]) + stream.flush() == ""
     assert stream.num_tokens == 0
 
@@ -238,7 +239,7 @@ class CountingTokenizer(ByT5Tokenizer):
 def test_work_per_token_does_not_grow(text: str, stops: Sequence[str]) -> None:
     tokenizer = CountingTokenizer()
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"] * 500
-    stream = TextStream(tokenizer, stops)
+    stream = TextStream(TextDecoder(tokenizer), stop_strings=stops)
     tokenizer.decoded = 0
     stream.push([*token_ids, *[tokenizer.pad_token_id] * 500])
     assert tokenizer.decoded < 25 * len(token_ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,9 +18,10 @@ from engine.engine_cases import (
     assert_nothing_left,
     counts,
     hooked,
+    num_orders,
     serve,
-    wait_for,
 )
+from patience import HANG_SECONDS, join_all, wait_for
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import UnknownPromptError
@@ -68,36 +68,38 @@ def test_requests_of_different_threads_share_steps(model: FastPromptModel) -> No
     alone = model.generate("да", max_new_tokens=60, **ENDLESS)[0]
     steps_alone = counts(model)["steps"] - before["steps"]
     assert steps_alone >= 60
-    together = threading.Barrier(8)
 
     def work(index: int) -> str:
-        together.wait(20)
         return model.generate("да", max_new_tokens=60, **ENDLESS)[0].text
 
     before = counts(model)
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(work, range(8))) == [alone.text] * 8
-    assert counts(model)["steps"] - before["steps"] < 3 * steps_alone
+    first_step = Fault(lambda: wait_for(lambda: num_orders(model) >= 7), (1,))
+    with hooked(model, first_step), ThreadPoolExecutor(8) as pool:
+        results = [pool.submit(work, 0)]
+        wait_for(lambda: first_step.calls > 0)
+        results += [pool.submit(work, index) for index in range(1, 8)]
+        assert [result.result() for result in results] == [alone.text] * 8
+    assert counts(model)["steps"] - before["steps"] <= steps_alone + 4
 
 
 def test_a_thread_returns_when_its_own_request_is_done(model: FastPromptModel) -> None:
-    """Whoever leads: the short ones do not wait for the long one, nor the long one for them."""
+    """The short ones arrive during the long one's first step, and are gone before its sixtieth."""
     finished: list[str] = []
-    begun = Fault(lambda: None)
 
     def work(name: str, length: int) -> None:
         model.generate("привет", max_new_tokens=length, **ENDLESS)
         finished.append(name)
 
-    with hooked(model, begun):
+    arrive = Fault(lambda: wait_for(lambda: num_orders(model) >= 3), (1,))
+    leave = Fault(lambda: wait_for(lambda: len(finished) == 3), (60,))
+    with hooked(model, arrive), hooked(model, leave):
         threads = [threading.Thread(target=work, args=("long", 115))]
         threads[0].start()
-        wait_for(lambda: begun.calls > 0)
-        for _ in range(3):
-            threads.append(threading.Thread(target=work, args=("short", 3)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(20)
+        wait_for(lambda: arrive.calls > 0)
+        threads += [threading.Thread(target=work, args=("short", 3)) for _ in range(3)]
+        for thread in threads[1:]:
+            thread.start()
+        join_all(threads)
     assert finished == ["short"] * 3 + ["long"]
 
 
@@ -111,7 +113,7 @@ def test_a_paused_stream_blocks_nobody(model: FastPromptModel) -> None:
         return model.generate(INPUTS, NAMES, max_new_tokens=8)
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(work, range(3), timeout=20)) == [expected] * 3
+        assert list(pool.map(work, range(3), timeout=HANG_SECONDS)) == [expected] * 3
     assert "".join([*pieces, *stream]) == whole
 
 
@@ -162,10 +164,7 @@ def test_prompts_come_and_go_meanwhile() -> None:
     threads = [threading.Thread(target=target) for target in (request, request, serve_others)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 2
-    turn = 0
-    while time.monotonic() < end:
-        turn += 1
+    for turn in range(1, 25):
         name, prompt = (("short", short), ("around", around))[turn % 2]
         model.add_prompt("changing", prompt)
         assert model.generate("привет", "changing", max_new_tokens=8, **ENDLESS)[0].token_ids == by_prompt[name]
@@ -175,8 +174,7 @@ def test_prompts_come_and_go_meanwhile() -> None:
             model.warm_up(["short"])
         model.check_integrity()
     stop.set()
-    for thread in threads:
-        thread.join(20)
+    join_all(threads)
     assert problems == []
     assert_nothing_left(model)
 

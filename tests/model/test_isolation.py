@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from engine.engine_cases import ENDLESS, INPUTS, NAMES, Fault, assert_nothing_left, hooked, serve, wait_for
+from engine.engine_cases import ENDLESS, INPUTS, NAMES, Fault, assert_nothing_left, hooked, num_orders, serve
+from patience import HANG_SECONDS, join_all, wait_for, wait_until_set
 from tiny_models import tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel
@@ -39,12 +40,12 @@ def beside(work: Callable[[], object], call: Callable[[], Any], count: int) -> l
 
     thread = threading.Thread(target=repeat)
     thread.start()
-    begun.wait(20)
+    wait_until_set(begun)
     try:
         return [call() for _ in range(count)]
     finally:
         stop.set()
-        thread.join(20)
+        join_all([thread])
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -113,8 +114,7 @@ def test_seeds_hold_on_the_fallback_whatever_runs_beside(settings: dict[str, Any
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda call: model.generate(call[0], call[1], **call[2]), calls))
     stop.set()
-    for thread in threads:
-        thread.join(20)
+    join_all(threads)
     assert together == alone
     if names[0] is not None:  # in one batch, too
         batch = model.generate(inputs, names, **{**SAMPLED, **settings, "seed": 1})
@@ -136,12 +136,13 @@ def test_sampling_on_the_fallback_leaves_torchs_generator_alone() -> None:
 
 @pytest.mark.parametrize("path", [{}, LOOKUP], ids=["engine", "fallback"])
 def test_a_long_call_of_the_fallback_lets_others_between(path: dict[str, Any]) -> None:
-    """It is held up at its fifth token; others are served meanwhile, before it takes another one."""
+    """From its fifth token on it begins none before somebody else waits, until the other call is over."""
     model = serve()
     expected = model.generate("привет", "short", max_new_tokens=4, **ENDLESS)
     long_ids = model.generate("да", max_new_tokens=100, **ENDLESS, **LOOKUP)
     order: list[str] = []
-    calls = Fault(lambda: order.append("step"))
+    turn = model._dispatcher._loop._turn
+    calls = Fault(lambda: calls.calls < 5 or wait_for(lambda: turn._gates or "short" in order))
     with hooked(model, calls):
         thread = threading.Thread(
             target=lambda: order.append(
@@ -152,7 +153,7 @@ def test_a_long_call_of_the_fallback_lets_others_between(path: dict[str, Any]) -
         wait_for(lambda: calls.calls >= 3)
         assert model.generate("привет", "short", max_new_tokens=4, **ENDLESS, **path) == expected
         order.append("short")
-        thread.join(30)
+        join_all([thread])
     assert order.index("short") < order.index("long True")
 
 
@@ -163,7 +164,7 @@ def test_detaching_ends_a_call_of_the_fallback() -> None:
 
     def work() -> None:
         try:
-            for _ in range(100):
+            while True:
                 model.generate("да", max_new_tokens=100, **ENDLESS, **LOOKUP)
         except BaseException as error:
             outcome.append(error)
@@ -173,7 +174,7 @@ def test_detaching_ends_a_call_of_the_fallback() -> None:
         thread.start()
         wait_for(lambda: calls.calls > 5)
         model.detach()
-        thread.join(20)
+        join_all([thread])
     assert [type(error) for error in outcome] == [DetachedModelError]
 
 
@@ -277,22 +278,21 @@ def test_two_who_warm_up_one_prompt_are_both_told_that_it_failed() -> None:
     both = threading.Barrier(2)
 
     def work() -> None:
-        both.wait(20)
+        both.wait(HANG_SECONDS)
         try:
             model.warm_up(["around"])
         except EngineStepError as error:
             outcomes.append(type(error))
 
     def wait_then_fail() -> None:
-        wait_for(lambda: model._dispatcher._loop._orders.qsize() >= 1)
+        wait_for(lambda: num_orders(model) >= 1)
         raise RuntimeError("broken")
 
     with hooked(model, Fault(wait_then_fail, (1,))):
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(30)
+        join_all(threads)
     # The second order was taken in behind the step that failed, if it was not taken in with the first.
     assert outcomes in ([EngineStepError], [EngineStepError] * 2)
     model.warm_up(["around"])

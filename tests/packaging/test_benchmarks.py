@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_the_benchmark_runs(name: str) -> None:
     # pytest-benchmark does not time in a process that pytest-xdist has started.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment = {**inherited, "RUPROMPT_BENCH_QUICK": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
     assert "failed" not in run.stdout

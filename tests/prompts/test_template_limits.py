@@ -59,7 +59,7 @@ def test_the_largest_templates(template: str) -> None:
     format.initialize(tiny_tokenizer())
     again = PromptFormat(template, format.compiled_template)
     assert again.layout.parts == format.layout.parts
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 50
 
 
 def test_rows_of_a_text_count() -> None:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_for
 from runs.run_cases import KIND, ensemble_folder, read_jsonl, task_of, trained, write_jsonl
 from runs.tiny_run import no_room_behind
 
@@ -204,10 +204,7 @@ class TestResuming:
         command = [sys.executable, "-m", "ruprompt_fast.cli", "generate", "--prompt", PROVERB, "--model", "bundled"]
         command += ["--input", config.input, "--output", str(output), "--max_new_tokens", "6", "--do_sample", "true"]
         run = subprocess.Popen([*command, "--batch_size", "4", "--seed", "5"], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while run.poll() is None and not (output.exists() and output.stat().st_size > 1000):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for(lambda: run.poll() is not None or (output.exists() and output.stat().st_size > 1000))
         run.send_signal(signal.SIGKILL)
         run.wait()
         part = output.read_bytes()

@@ -167,7 +167,7 @@ def test_a_diverged_cell_is_noted_and_the_sweep_goes_on(model: Path, tmp_path: P
 
 def test_a_killed_sweep_goes_on(model: Path, tmp_path: Path) -> None:
     """Killed with SIGKILL in its second cell, whose checkpoints go on; the first cell's line is not written again."""
-    settings = {"max_steps": 24, "save_steps": 4}
+    settings = {"max_steps": 80, "save_steps": 4}
     grid = Grid(length=[1, 3], init=["random"], seed=[0])
     config = sweep_config(tmp_path, model, grid, optimization=settings)
     (tmp_path / "sweep.yaml").write_text(config_yaml(config), encoding="utf-8")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 from tolerances import relative_error
 
 from ruprompt_fast import Prompt
@@ -24,7 +25,7 @@ def run(folder: Path, processes: int, batch_size: int) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     program = [str(Path(__file__).with_name("distributed_run.py")), str(folder), str(batch_size)]
     start = [sys.executable, *(launcher if processes > 1 else []), *program]
-    result = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 TESTS = Path(__file__).parents[1]
 
@@ -19,7 +20,7 @@ def test_killed_runs_end_alike(tmp_path: Path, seed: int, kills: int) -> None:
     paths = [str(TESTS), *(path for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(tmp_path), str(seed), str(kills)]
-    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     assert int(result.stdout) >= 4
     whole = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "final").rglob("*.*"))
