@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptMismatchError, UnsupportedModelError
 from ruprompt_fast.ops import resolve_markers, splice
+from ruprompt_fast.precision import PreciseModules, widen, without_autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +54,8 @@ class SplicedEmbedding(nn.Module):
 
     A row stands for the *output* of the original embedding: modules that scale what they look up (Gemma) scale tokens
     only. The layer owns the original's ``weight`` under the same name, so a model's ``state_dict``, tied output layer
-    and ``tie_weights()`` see no difference; the providers are submodules of ``prompt_providers`` and train as usual.
+    and ``tie_weights()`` see no difference; the providers are submodules of ``prompt_providers`` and train as usual, in
+    float32 whatever the model's dtype is or becomes.
 
     Args:
         original: the embedding module that is replaced; kept, and given back by :func:`detach_prompts`.
@@ -79,8 +81,8 @@ class SplicedEmbedding(nn.Module):
             )
         self.weight = weight
         self.first_prompt_id = max(weight.shape[0], first_prompt_id or 0)
-        self.prompt_providers = nn.ModuleList()
-        self.deep_prompt_providers = nn.ModuleList()
+        self.prompt_providers = PreciseModules()
+        self.deep_prompt_providers = PreciseModules()
         self.slots: list[PromptSlot] = []
         self._prompt_starts: list[int] = []
         self._markers: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -117,7 +119,7 @@ class SplicedEmbedding(nn.Module):
         return cast("int | None", getattr(self._original[0], "padding_idx", None))
 
     def add_slot(self, slot: PromptSlot) -> range:
-        """Add one prompt behind the others; returns the ids of its rows."""
+        """Add one prompt behind the others, with its numbers in float32; returns the ids of its rows."""
         with torch.no_grad():
             shape = tuple(slot.provider().shape)
         if len(shape) != 2 or shape[0] != slot.num_rows or shape[1] != self.row_width:
@@ -136,6 +138,7 @@ class SplicedEmbedding(nn.Module):
             for column, value in zip(self._markers, (slot.marker_id, start, slot.num_rows), strict=True):
                 column.append(value)
         slot.provider.train(self.training)
+        widen(slot.provider)
         self.slots.append(slot)
         self._prompt_starts.append(start)
         self.prompt_providers.append(slot.provider)
@@ -147,6 +150,7 @@ class SplicedEmbedding(nn.Module):
     def add_deep_provider(self, provider: nn.Module) -> None:
         """Have a provider of keys and values train with the model; the embedding itself does not use it."""
         provider.train(self.training)
+        widen(provider)
         self.deep_prompt_providers.append(provider)
         if self._attachment is not None:
             hide_from_save(self._attachment.model)
@@ -207,7 +211,8 @@ class SplicedEmbedding(nn.Module):
     def _compute_rows(self) -> Tensor:
         if not self.slots:
             return self.weight.new_empty((0, self.row_width))
-        parts = [provider().to(self.weight.dtype) for provider in self.prompt_providers]
+        with without_autocast(self.weight.device):
+            parts = [provider().to(self.weight.dtype) for provider in self.prompt_providers]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _rows_key(self) -> tuple[Any, ...] | None:

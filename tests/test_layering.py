@@ -13,7 +13,7 @@ KERNELS = PACKAGE.parent / "kernels"
 
 # Lowest first; a module imports from layers below its own and from its own component.
 LAYERS = [
-    {"__version__", "_lazy", "errors", "core", "_C", "kernels"},
+    {"__version__", "_lazy", "errors", "core", "precision", "_C", "kernels"},
     {"ops"},
     {"embedding"},
     {"prompts"},

@@ -124,6 +124,5 @@ def _make_slot(prompt: Prompt, embedding: nn.Module, tokenizer: PreTrainedTokeni
         raise PromptInitError(
             f"a format must have one marker to be attached; {shown(prompt.format)} has {len(markers)}."
         )
-    # The dtype stays: a prompt may be trained in float32 over a model in half precision.
     prompt.provider.to(cast(Tensor, embedding.weight).device)
     return PromptSlot(prompt.provider, cast(int, prompt.format.prompt_length), markers[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, UnsupportedModelError
+from ruprompt_fast.precision import without_autocast
 from ruprompt_fast.prompts.kv_shape import KVShape, check_kv_shape, kv_shape_of
 from ruprompt_fast.prompts.providers import BasePromptProvider, given_rows
 from ruprompt_fast.prompts.reparametrized import check_sizes, follow, seeded, two_layers
@@ -143,7 +144,9 @@ class PrefixTuningProvider(BasePromptProvider):
         """
         if self.kv_shape is None:
             raise self._uninitialized()
-        return self.kv_shape.split(self())
+        parameter = cast(Tensor, self.inputs if self.weights is None else self.weights)
+        with without_autocast(parameter.device):
+            return self.kv_shape.split(self())
 
     @property
     def num_rows(self) -> int:
@@ -194,7 +197,7 @@ def _first_rows(
     embedding: nn.Module,
     init_tokens: dict[int, int],
 ) -> Tensor:
-    """[prompt_length, shape.row_width] on the model's device, in its dtype."""
+    """[prompt_length, shape.row_width] on the model's device; :func:`follow` decides the dtype."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(positions, int) and prompt_length >= positions:
         raise PromptLengthError(
@@ -208,7 +211,7 @@ def _first_rows(
                 "<P*N>, or use init='vocab'."
             )
         read_keys_values(model, [0], shape)  # a model that is not as its config says should be refused here
-        return row_init.noise(prompt_length, shape.row_width).to(device=weight.device, dtype=weight.dtype)
+        return row_init.noise(prompt_length, shape.row_width).to(weight.device)
     check_init_tokens(init_tokens, prompt_length)
     ids = row_init.token_ids(prompt_length, weight.shape[0])
     ids = [init_tokens.get(row, token) for row, token in enumerate(ids)]

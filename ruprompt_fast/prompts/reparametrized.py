@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError
+from ruprompt_fast.precision import training_dtype
 from ruprompt_fast.prompts.providers import BasePromptProvider
 from ruprompt_fast.prompts.row_init import RowInit, check_prompt_length
 
@@ -165,9 +166,9 @@ def check_sizes(**sizes: int) -> None:
 
 
 def follow(provider: nn.Module, embedding: nn.Module) -> None:
-    """Put a provider where the embedding is, in its dtype."""
+    """Put a provider where the embedding is, in its dtype or float32 if that is wider."""
     weight = cast(Tensor, embedding.weight)
-    provider.to(device=weight.device, dtype=weight.dtype)
+    provider.to(device=weight.device, dtype=training_dtype(weight.dtype))
 
 
 @contextmanager

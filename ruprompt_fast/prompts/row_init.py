@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
+from ruprompt_fast.precision import training_dtype
 from ruprompt_fast.prompts.init_mode import InitMode
 from ruprompt_fast.prompts.template import is_marker
 from ruprompt_fast.prompts.texts import is_text
@@ -72,7 +73,7 @@ class RowInit:
     def make_rows(
         self, prompt_length: int, embedding_dim: int, embedding: nn.Module, init_tokens: dict[int, int]
     ) -> Tensor:
-        """New rows [prompt_length, embedding_dim] on the embedding's device, in the dtype of what it returns.
+        """New rows [prompt_length, embedding_dim] on the embedding's device, in its dtype or float32 if that is wider.
 
         Rows stand for the embedding module's output, so they are made by calling it: modules that scale what they look
         up are accounted for.
@@ -92,14 +93,16 @@ class RowInit:
         check_prompt_length(prompt_length)
         weight = cast(Tensor, embedding.weight)
         if self.mode == "random":
-            rows = self.noise(prompt_length, embedding_dim).to(device=weight.device, dtype=weight.dtype)
+            rows = self.noise(prompt_length, embedding_dim).to(weight.device)
         elif self.mode == "labels":
             rows = self._label_rows(prompt_length, embedding, self._generator())
         else:
             rows = embed_tokens(embedding, self.token_ids(prompt_length, weight.shape[0]))
+        dtype = training_dtype(weight.dtype)
+        rows = rows.to(dtype)
         if init_tokens:
             check_init_tokens(init_tokens, prompt_length)
-            rows[list(init_tokens)] = embed_tokens(embedding, init_tokens.values())
+            rows[list(init_tokens)] = embed_tokens(embedding, init_tokens.values()).to(dtype)
         return rows
 
     def noise(self, prompt_length: int, width: int) -> Tensor:

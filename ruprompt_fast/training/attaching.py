@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.embedding import PromptSlot, SplicedEmbedding, attach_prompts, detach_prompts, original_embedding
@@ -137,8 +136,7 @@ def attach_for_training(
 ) -> AttachedPrompts:
     """Initialize the prompts and give them their places in the model; those that they have already are kept.
 
-    The providers' parameters become float32, whatever the model's dtype: an update of a half-precision number by a
-    thousandth of it is lost.
+    The providers' parameters are in float32 then, whatever the model's dtype.
 
     Raises:
         AlreadyAttachedError: a ``FastPromptModel`` serves the model; nothing is changed then.
@@ -154,7 +152,7 @@ def attach_for_training(
         one.prompt.initialize(model, tokenizer)
     weight = cast(Tensor, original_embedding(model).weight)
     for one in prompts:
-        one.provider.to(device=weight.device, dtype=torch.float32)
+        one.provider.to(weight.device)
     known = _known_providers(embedding)
     missing = [one for one in prompts if id(one.provider) not in known]
     new_slots = [

@@ -99,7 +99,9 @@ class TestFirstValues:
         assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_dtype_and_parameters(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-        assert make(model.bfloat16(), tokenizer, hidden_dim=4).rows().dtype == torch.bfloat16
+        for mode in ("vocab", "random"):
+            assert make(model.bfloat16(), tokenizer, init=mode, hidden_dim=4).rows().dtype == torch.float32
+            assert make(model, tokenizer, init=mode).rows().dtype == torch.float32
         direct, network = make(model, tokenizer).provider, make(model, tokenizer, hidden_dim=4).provider
         assert [name for name, _ in direct.named_parameters()] == ["weights"]
         assert {name.partition(".")[0] for name, _ in network.named_parameters()} == {"inputs", "mlp"}

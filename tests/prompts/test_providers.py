@@ -91,11 +91,12 @@ class TestAllProviders:
         assert isinstance(caught.value, ValueError)
         assert not provider.is_initialized
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_dtype_of_the_embedding(
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    def test_rows_are_as_precise_as_float32_or_more(
         self, make: type[BasePromptProvider], embedding: nn.Embedding, dtype: torch.dtype
     ) -> None:
-        assert initialize(make(), embedding.to(dtype)).dtype == dtype
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert initialize(make(), embedding.to(dtype)).dtype == expected
 
     @pytest.mark.parametrize("name", ["rows.bin", "rows.safetensors"])
     def test_saving(self, make: type[BasePromptProvider], embedding: nn.Embedding, tmp_path: Path, name: str) -> None:
