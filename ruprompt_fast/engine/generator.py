@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.jobs import BeamJob, Job, LogitsJob, SamplingJob
 from ruprompt_fast.engine.loop import StepLoop
@@ -46,7 +47,7 @@ class EngineGenerator:
     ) -> None:
         self._engine = engine
         self._loop = loop
-        self._tokenizer = tokenizer
+        self._decoder = TextDecoder(tokenizer, vocab_size)
         self._vocab_size = vocab_size
         self._banned_ids = banned_ids
         self._sampler = Sampler(vocab_size, banned_ids)
@@ -71,7 +72,7 @@ class EngineGenerator:
             CapacityError: as in :meth:`generate`, before the first piece is asked for.
             EngineStepError: while it is read.
         """
-        pieces = self._pieces(SamplingJob(request, params, self._sampler, self._tokenizer, streaming=True))
+        pieces = self._pieces(SamplingJob(request, params, self._sampler, self._decoder, streaming=True))
         next(pieces)
         return pieces
 
@@ -114,16 +115,16 @@ class EngineGenerator:
 
     def _job(self, request: Request, params: SamplingParams) -> SamplingJob | BeamJob:
         if params.num_beams == 1:
-            return SamplingJob(request, params, self._sampler, self._tokenizer)
+            return SamplingJob(request, params, self._sampler, self._decoder)
         stops = StopTexts(params.stop_strings)
         search = BeamSearch(
             params,
             request.input_ids,
             self._vocab_size,
             self._banned_ids,
-            lambda ids: stops.found_in(str(self._tokenizer.decode(list(ids), skip_special_tokens=True))),
+            lambda ids: stops.found_in(self._decoder.text(request.input_ids, ids)),
         )
-        return BeamJob(request, params, search, self._tokenizer)
+        return BeamJob(request, params, search, self._decoder)
 
     def _run(self, jobs: Sequence[Job], progress: Progress | None) -> None:
         waiting, num_done = list(jobs), 0

@@ -26,9 +26,8 @@ from ruprompt_fast.engine.sampling import (
 from ruprompt_fast.engine.text import TextStream
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ruprompt_fast.cache import PrefixEntry
+    from ruprompt_fast.engine.decoding import TextDecoder
     from ruprompt_fast.engine.requests import Request
 
 TokenIds = npt.NDArray[np.int64]
@@ -129,7 +128,7 @@ class SamplingJob(Job):
         request: Request,
         params: SamplingParams,
         sampler: Sampler,
-        tokenizer: PreTrainedTokenizerBase,
+        decoder: TextDecoder,
         *,
         streaming: bool = False,
     ) -> None:
@@ -137,7 +136,7 @@ class SamplingJob(Job):
         self.params = params
         self._sampler = sampler
         self.pieces: deque[str] = deque()
-        self._tokenizer = tokenizer
+        self._decoder = decoder
         self._needs_text = streaming or bool(params.stop_strings)
         self._streaming = streaming
         self._deadline = _deadline(params)
@@ -171,7 +170,7 @@ class SamplingJob(Job):
         branch = Branch(output=output)
         branch.row = SamplingRow(self.params, self.request.input_ids, branch.token_ids, output, num_samples)
         if self._needs_text:
-            branch.text = TextStream(self._tokenizer, self.params.stop_strings)
+            branch.text = TextStream(self._decoder, self.request.input_ids, self.params.stop_strings)
         return branch
 
     def _append(self, branch: Branch, token: SampledToken) -> bool:
@@ -188,7 +187,7 @@ class SamplingJob(Job):
         if branch.text is not None:
             self._emit(branch.text.flush())
         self._outputs[branch.output] = GenerationOutput(
-            cast(str, self._tokenizer.decode(branch.token_ids, skip_special_tokens=True)),
+            self._decoder.text(self.request.input_ids, branch.token_ids),
             branch.token_ids,
             self.request.prompt_name,
             reason or "time",
@@ -209,12 +208,12 @@ class BeamJob(Job):
         request: Request,
         params: SamplingParams,
         search: BeamSearch,
-        tokenizer: PreTrainedTokenizerBase,
+        decoder: TextDecoder,
     ) -> None:
         super().__init__(request, params.max_new_tokens, params.num_beams)
         self._search = search
         self._deadline = _deadline(params)
-        self._tokenizer = tokenizer
+        self._decoder = decoder
 
     def advance(self, logits: Tensor) -> list[int] | None:
         """Choose the beams that live on."""
@@ -233,7 +232,7 @@ class BeamJob(Job):
         name = self.request.prompt_name
         return [
             GenerationOutput(
-                cast(str, self._tokenizer.decode(result.token_ids, skip_special_tokens=True)),
+                self._decoder.text(self.request.input_ids, result.token_ids),
                 result.token_ids,
                 name,
                 result.finish_reason,

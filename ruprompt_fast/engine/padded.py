@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.apart import Apart
 from ruprompt_fast.engine.context import NewTokens
+from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.padded_context import (
     WideLogits,
@@ -69,6 +71,7 @@ class PaddedGenerator:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._decoder = TextDecoder(tokenizer, embedding.first_prompt_id)
         self._embedding = embedding
         self._max_batch_size = 1 if batch_dependence(model) else max_batch_size
         self._turn = turn
@@ -152,7 +155,7 @@ class PaddedGenerator:
             self._run([task], [seed], apart, TokenSender(apart))
 
         tokens = Apart(work).results()
-        text = TextStream(self._tokenizer, stop_strings)
+        text = TextStream(self._decoder, self._read_before(task.request), stop_strings)
         failure: Exception | None = None
         try:
             for token in tokens:
@@ -191,6 +194,10 @@ class PaddedGenerator:
         with self._embedding.rows_for_call(rows):
             logits = self._model(input_ids=input_ids, attention_mask=mask, use_cache=False, **inputs).logits
         return cast(Tensor, logits[:, -(len(continuation) + 1) :].float())
+
+    def _read_before(self, request: Request) -> list[int]:
+        """What a request's new tokens go on with; a decoder of its own begins a text."""
+        return [] if self._model.config.is_encoder_decoder else request.input_ids
 
     def _batches(self, tasks: Sequence[GenerationTask]) -> Iterator[list[int]]:
         """Indices of tasks with the same settings, of like lengths, at most ``max_batch_size`` together."""
@@ -236,7 +243,7 @@ class PaddedGenerator:
     ) -> list[list[GenerationOutput]]:
         """Run tasks that share their settings."""
         settings, strings = self._settings(tasks[0].config, tasks[0].budget)
-        stop = StopStrings(strings, self._tokenizer)
+        stop = StopStrings(strings, self._decoder)
         batch = [task.request for task in tasks]
         with self._running():
             token_ids, logprobs = self._generate(batch, settings, seeds, stop, apart, streamer)
@@ -249,7 +256,7 @@ class PaddedGenerator:
                     request.prompt_name,
                     settings,
                     stop,
-                    self._tokenizer,
+                    partial(self._decoder.text, self._read_before(request)),
                 )
                 for k in range(index * count, (index + 1) * count)
             ]
@@ -267,7 +274,8 @@ class PaddedGenerator:
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """The new tokens of every sequence and what pads them, and their log-probabilities where they are asked for."""
         input_ids, mask, rows = self._assemble(batch)
-        stop.new_start = 1 if self._model.config.is_encoder_decoder else input_ids.shape[1]
+        stop.is_behind_input = not self._model.config.is_encoder_decoder
+        stop.new_start = input_ids.shape[1] if stop.is_behind_input else 1
         wide = WideLogits(self._embedding.first_prompt_id + rows.shape[0]) if reads_input_ids(settings) else None
         model: Any = with_settings(self._model, settings, wide)
         between = BetweenTokens(self._turn, apart, lambda: check_attached(self._model, self._embedding))

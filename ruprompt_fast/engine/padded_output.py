@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.stopping import StopStrings
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig
 
 
 def make_output(
@@ -20,7 +21,7 @@ def make_output(
     prompt_name: str | None,
     settings: GenerationConfig,
     stop: StopStrings,
-    tokenizer: PreTrainedTokenizerBase,
+    text_of: Callable[[list[int]], str],
 ) -> GenerationOutput:
     """One output, cut off where its own text ends.
 
@@ -30,20 +31,16 @@ def make_output(
         prompt_name: of its request.
         settings: of its batch.
         stop: its stop strings.
-        tokenizer: decodes it.
+        text_of: the text of tokens behind its input.
     """
-
-    def decode(ids: list[int]) -> str:
-        return cast(str, tokenizer.decode(ids, skip_special_tokens=True))
-
     eos = settings.eos_token_id
     stops = set(eos) if isinstance(eos, (list, tuple)) else {eos}
     end = next((index + 1 for index, token in enumerate(token_ids) if token in stops), len(token_ids))
     kept = token_ids[:end]
-    stopped = stop.contained_in(decode(kept))
+    stopped = stop.contained_in(text_of(kept))
     if stopped:  # what stands behind is padding, or went on while the rest of the batch did
-        kept = kept[: bisect_left(range(end), True, key=lambda index: stop.contained_in(decode(kept[:index])))]
-    text = decode(kept)
+        kept = kept[: bisect_left(range(end), True, key=lambda index: stop.contained_in(text_of(kept[:index])))]
+    text = text_of(kept)
     if stopped or (kept and kept[-1] in stops):
         reason = "stop"
     else:

@@ -12,6 +12,8 @@ from transformers import StoppingCriteria
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from ruprompt_fast.engine.decoding import TextDecoder
+
 MAX_UTF8_BYTES = 4
 
 
@@ -70,16 +72,18 @@ class StopStrings(StoppingCriteria):
 
     Args:
         strings: the stop strings.
-        tokenizer: decodes the new tokens.
+        decoder: decodes the new tokens.
 
     Attributes:
         new_start: index of the first new token in a sequence.
+        is_behind_input: whether the new tokens go on with those before them; they begin a text otherwise.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, strings: Sequence[str], decoder: TextDecoder) -> None:
         self._stops = StopTexts(strings)
-        self._tokenizer = tokenizer
+        self._decoder = decoder
         self.new_start = 0
+        self.is_behind_input = True
         # A byte-level token may hold a single byte, so a string spans at most this many tokens.
         self._window = 1 + self._stops.longest * MAX_UTF8_BYTES
 
@@ -89,9 +93,10 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each sequence [batch, length] is done, as bool [batch]."""
-        tails = input_ids[:, max(self.new_start, input_ids.shape[1] - self._window) :]
-        done = [self.contained_in(str(self._tokenizer.decode(tail, skip_special_tokens=True))) for tail in tails]
-        return torch.tensor(done, device=input_ids.device)
+        start = max(self.new_start, input_ids.shape[1] - self._window)
+        before = 0 if self.is_behind_input else self.new_start
+        texts = [self._decoder.text(ids[before:start], ids[start:]) for ids in input_ids.tolist()]
+        return torch.tensor([self.contained_in(text) for text in texts], device=input_ids.device)
 
     def contained_in(self, text: str) -> bool:
         """Whether the text contains one of the strings."""
