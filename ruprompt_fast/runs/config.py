@@ -49,7 +49,8 @@ class DataConfig:
     """The rows to train and to validate on.
 
     Attributes:
-        train: a .jsonl, .csv, .tsv or .parquet file, a folder, or the id of a hub data set.
+        train: a file of rows (.jsonl, .json, .csv, .tsv, .txt or .parquet, also compressed), a folder, or the id of a hub
+            data set.
         validation: the rows to validate on, likewise; none by default.
         name: the configuration of a hub data set.
         train_split: the split of a hub data set to train on.
@@ -60,7 +61,7 @@ class DataConfig:
         delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
         quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
             for TSV.
-        encoding: of CSV, TSV and JSONL files; by default UTF-8, or what a mark at their beginning says.
+        encoding: of text files; by default UTF-8, or what a mark at their beginning says.
     """
 
     train: str

@@ -9,19 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruprompt_fast.errors import ContextLengthError, TrainingDataError
-from ruprompt_fast.training.data import (
-    BadRow,
-    OnBadRow,
-    checked_row,
-    records,
-    report_bad_rows,
-    source_path,
-)
+from ruprompt_fast.training.data import BadRow, OnBadRow, checked_row, report_bad_rows
 from ruprompt_fast.training.json_lines import read_jsonl
 from ruprompt_fast.training.row_format import Record, RowFormat
+from ruprompt_fast.training.sources import FILE_NAMES, is_row_file, records, source_path, text_column_of
 from ruprompt_fast.training.writing import file_digest, is_stream
-
-_SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class RowSource:
     """The input's rows, read one by one.
 
     Args:
-        source: a ``.jsonl``, ``.csv`` or ``.tsv`` file, or a pipe of JSON lines.
+        source: a file of rows, see :func:`~ruprompt_fast.training.data.load_rows`, or a pipe of JSON lines.
         columns: the columns to read.
         new_fields: fields that a row must not have, because the output gets them.
         on_bad_row: whether a row that cannot be used is an error or is left out.
@@ -77,9 +69,10 @@ class RowSource:
         self._path = source_path(source)
         # What comes through a pipe comes once: it cannot be read twice, nor be gone on with.
         self._is_pipe = is_stream(self._path)
-        if not self._is_pipe and (not self._path.is_file() or self._path.suffix not in _SUFFIXES):
+        self._text_column = text_column_of(columns)
+        if not self._is_pipe and not (self._path.is_file() and is_row_file(self._path)):
             found = f"the suffix {self._path.suffix!r}" if self._path.is_file() else "no such file"
-            raise TrainingDataError(f"{source}: expected a file named *{', *'.join(_SUFFIXES)}; found {found}.")
+            raise TrainingDataError(f"{source}: expected {FILE_NAMES}; found {found}.")
 
     def digest(self) -> str:
         """What tells this input from others; that of a pipe is never the same.
@@ -138,7 +131,9 @@ class RowSource:
                 self.bad.append(BadRow(line, row))
 
     def _records(self) -> Iterator[Record]:
-        return read_jsonl(self._path, self._format) if self._is_pipe else records(str(self._path), format=self._format)
+        if self._is_pipe:
+            return read_jsonl(self._path, self._format)
+        return records(str(self._path), format=self._format, text_column=self._text_column)
 
     def _row(self, line: int, record: Mapping[str, Any] | str) -> SourceRow | str:
         """The row, or why it cannot be used."""
@@ -150,6 +145,6 @@ class RowSource:
             return f"has the field {taken[0]!r} already, which the output gets; choose a field_prefix"
         try:
             json.dumps(record, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             return f"cannot be written again ({error})"
         return SourceRow(line, record, columns)

@@ -1,4 +1,4 @@
-"""Rows to train and evaluate on: JSONL, CSV, TSV and Parquet files, and data sets of the Hugging Face Hub.
+"""Rows to train and evaluate on: JSONL, JSON, CSV, TSV, text and Parquet files, and data sets of the Hugging Face Hub.
 
 Every required column of every row is a string that is not empty; a number becomes the text that JSON writes for it.
 Rows that break this are reported with the file and the line, never dropped unseen.
@@ -10,19 +10,14 @@ import difflib
 import json
 import logging
 import math
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ruprompt_fast.errors import MissingFieldError, PromptFileError, SettingError, TrainingDataError, shown
-from ruprompt_fast.prompts.paths import local_path
-from ruprompt_fast.training.hub_rows import read_dataset, read_folder, read_parquet
-from ruprompt_fast.training.json_lines import read_jsonl
-from ruprompt_fast.training.row_format import DEFAULT_FORMAT, Record, RowFormat
-from ruprompt_fast.training.tables import read_table
+from ruprompt_fast.errors import MissingFieldError, SettingError, TrainingDataError, shown
+from ruprompt_fast.training.row_format import DEFAULT_FORMAT, RowFormat
+from ruprompt_fast.training.sources import records, text_column_of
 
 OnBadRow = Literal["fail", "skip"]
 
@@ -33,8 +28,6 @@ _REASON_CHARS = 300
 
 # Characters of a name, and names, that are compared to find the nearest.
 _COMPARED = 1000
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 _logger = logging.getLogger(__name__)
 
@@ -81,8 +74,10 @@ def load_rows(
     """Read rows.
 
     Args:
-        source: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, a folder that ``datasets`` can read, or the id of
-            a data set of the hub. CSV and TSV files have a line of column names.
+        source: a ``.jsonl`` file (a JSON object on each line), ``.json`` (a list of objects), ``.csv`` or ``.tsv``
+            (with a line of column names), ``.txt`` (a text on each line) or ``.parquet`` file, but for the last also
+            compressed as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``; a folder that ``datasets`` can read, or the id of a
+            data set of the hub. The lines of a text file are the column that is asked for, or of several ``text``.
         columns: the columns that every row must have; others are left out.
         optional: further columns, which a row may lack or have empty; rows have those that are neither.
         split: the split of a folder or a hub data set.
@@ -90,7 +85,7 @@ def load_rows(
         on_bad_row: ``fail`` raises an error that describes the first broken rows and counts all; ``skip`` leaves them
             out and logs the same.
         limit: read as many usable rows; None reads all.
-        format: how CSV, TSV and JSONL files are written.
+        format: how files are written.
 
     Raises:
         TrainingDataError: there is no such source, it cannot be read, it holds no usable rows, or, with
@@ -106,7 +101,7 @@ def load_rows(
     rows: list[dict[str, str]] = []
     bad: list[BadRow] = []
     found: dict[str, None] = {}  # the columns of all rows, in order
-    for line, record in records(source, split, name, format):
+    for line, record in records(source, split, name, format, text_column_of([*columns, *optional])):
         if not isinstance(record, str):
             found.update(dict.fromkeys(record))
             record = checked_row(record, columns, optional)
@@ -214,64 +209,3 @@ def _short(reason: str) -> str:
 
 def _rest(bad: Sequence[BadRow]) -> str:
     return f"; and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
-
-
-def records(
-    source: str, split: str = "train", name: str | None = None, format: RowFormat = DEFAULT_FORMAT
-) -> Iterator[Record]:
-    """The rows of a source as they are, one by one, see :func:`load_rows`.
-
-    Raises:
-        TrainingDataError: there is no such source, or it cannot be read.
-    """
-    path = source_path(source)
-    kind = _kind_of(path)
-    if kind == "folder":
-        return read_folder(path, split, name, lambda file: READERS[file.suffix](file, format))
-    if path.suffix in (*READERS, ".parquet"):
-        if kind != "file":
-            raise TrainingDataError(
-                f"{shown(source)}: expected a file; found {kind}. Paths start from the working directory."
-            )
-        return read_parquet(path) if path.suffix == ".parquet" else READERS[path.suffix](path, format)
-    if kind != "none":
-        raise TrainingDataError(
-            f"{source}: expected a file named {', '.join(f'*{suffix}' for suffix in (*READERS, '.parquet'))}, a folder "
-            f"or the id of a data set; found {kind} with the suffix {path.suffix!r}. Convert the file, or rename it."
-        )
-    if _HUB_ID.fullmatch(source) is None:
-        raise TrainingDataError(
-            f"{shown(source)}: expected a file, a folder or the id of a data set; found none of these."
-        )
-    return read_dataset(source, source, name=name, split=split)
-
-
-def source_path(source: object) -> Path:
-    """The path that a source of rows may name.
-
-    Raises:
-        TrainingDataError: it cannot be one.
-    """
-    try:
-        path = local_path(source)
-        path.exists()
-    except (PromptFileError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TrainingDataError(f"expected a source of rows; found {shown(source)} ({reason}).") from error
-    return path
-
-
-def _kind_of(path: Path) -> str:
-    if path.is_dir():
-        return "folder"
-    if path.is_file():
-        return "file"
-    return "a pipe or a device" if path.exists() else "none"
-
-
-READERS: dict[str, Callable[[Path, RowFormat], Iterator[Record]]] = {
-    ".jsonl": read_jsonl,
-    ".csv": read_table,
-    ".tsv": read_table,
-}
-"""What reads the files of each suffix."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import MissingDependencyError, TrainingDataError
+from ruprompt_fast.training.compressed import data_suffix
 from ruprompt_fast.training.row_format import Record
-
-_OWN_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 def read_parquet(path: Path) -> Iterator[Record]:
@@ -25,7 +24,11 @@ def read_parquet(path: Path) -> Iterator[Record]:
 
 
 def read_folder(
-    folder: Path, split: str, name: str | None, read_file: Callable[[Path], Iterator[Record]]
+    folder: Path,
+    split: str,
+    name: str | None,
+    own_suffixes: Collection[str],
+    read_file: Callable[[Path], Iterator[Record]],
 ) -> Iterator[Record]:
     """The rows of one split of a folder.
 
@@ -33,7 +36,8 @@ def read_folder(
         folder: the folder.
         split: the split; ``datasets`` finds out which files belong to it.
         name: the configuration.
-        read_file: reads CSV, TSV and JSONL files, of which datasets' own readers lose rows unseen.
+        own_suffixes: of the files that ``read_file`` reads.
+        read_file: reads files of which datasets' own readers lose rows unseen.
 
     Raises:
         TrainingDataError, MissingDependencyError: as for :func:`read_parquet`.
@@ -42,7 +46,7 @@ def read_folder(
     with _naming_errors(str(folder), split):
         builder = datasets.load_dataset_builder(str(folder), name=name)
         files = [Path(file) for file in (builder.config.data_files or {}).get(split, [])]
-    if files and all(file.suffix in _OWN_SUFFIXES and file.is_file() for file in files):
+    if files and all(data_suffix(file) in own_suffixes and file.is_file() for file in files):
         return _chained(files, read_file)
     return read_dataset(str(folder), str(folder), name=name, split=split, streaming=True)
 

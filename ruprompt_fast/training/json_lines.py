@@ -23,14 +23,23 @@ def _parse_object(line: str) -> Mapping[str, Any] | str:
     if place is not None:
         return f"is not UTF-8 (byte {place} of the line)"
     try:
-        record = json.loads(line, object_pairs_hook=_object)
+        record = json.loads(line, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})"
     return record if isinstance(record, dict) else f"must be a JSON object; found {type(record).__name__}"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class RepeatedKeyError(ValueError):
+    """An object has a key twice, of which one value would be lost."""
+
+
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these keys and values.
+
+    Raises:
+        RepeatedKeyError: a key stands twice.
+    """
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError("a key stands twice in an object")
+        raise RepeatedKeyError("a key stands twice in an object")
     return made

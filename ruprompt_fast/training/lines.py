@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from ruprompt_fast.errors import TrainingDataError
+from ruprompt_fast.errors import RupromptError, TrainingDataError
+from ruprompt_fast.training.compressed import DECODING_ERRORS, open_content
 
 MAX_LINE_CHARS = 2**26
 """Characters of a line at most: more is no row of text, and might not fit into memory."""
@@ -29,7 +30,7 @@ def text_lines(path: Path, encoding: str | None, newline: str) -> Iterator[tuple
     only.
 
     Args:
-        path: the file, or a pipe.
+        path: the file, compressed or not, or a pipe.
         encoding: its encoding; None for UTF-8, or what a mark at its beginning says.
         newline: as for ``open``: a line feed alone ends lines, or with an empty string every kind of line end.
 
@@ -38,7 +39,7 @@ def text_lines(path: Path, encoding: str | None, newline: str) -> Iterator[tuple
     """
     number = 0
     try:
-        with path.open("rb") as binary:
+        with open_content(path) as binary:
             name = encoding or _encoding_of(binary.peek(4)[:4], path)
             errors = "surrogateescape" if name == _UTF_8 else "strict"
             with io.TextIOWrapper(binary, encoding=name, errors=errors, newline=newline) as file:
@@ -55,8 +56,10 @@ def text_lines(path: Path, encoding: str | None, newline: str) -> Iterator[tuple
             f"{path}:{number + 1} or one of the next lines is not {encoding or 'what the mark at the beginning says'} "
             f"({error}). Name the encoding with encoding=NAME, or convert the file to UTF-8."
         ) from error
-    except OSError as error:
-        raise TrainingDataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except RupromptError:
+        raise
+    except (OSError, *DECODING_ERRORS) as error:
+        raise TrainingDataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
 
 
 def undecoded_byte(line: str) -> int | None:

@@ -24,7 +24,7 @@ class RowFormat:
         quoting: of CSV and TSV files: ``standard`` has values in quotation marks, with delimiters, line ends and
             doubled quotation marks in them (RFC 4180; usual for CSV); with ``none`` every line is a row and a quotation
             mark is text (usual for TSV).
-        encoding: of CSV, TSV and JSONL files; UTF-8, or UTF-16 or UTF-32 where the file begins with their mark.
+        encoding: of text files; UTF-8, or UTF-16 or UTF-32 where the file begins with their mark.
 
     Raises:
         SettingError: a value that cannot work.

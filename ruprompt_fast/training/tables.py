@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ruprompt_fast.errors import TrainingDataError, shown
+from ruprompt_fast.training.compressed import data_suffix
 from ruprompt_fast.training.lines import text_lines
 from ruprompt_fast.training.row_format import Record, RowFormat
 
@@ -46,8 +47,9 @@ def read_table(path: Path, format: RowFormat) -> Iterator[Record]:
     Raises:
         TrainingDataError: the file cannot be read, or its first line does not name the columns.
     """
-    delimiter = format.delimiter or _DELIMITERS[path.suffix]
-    is_quoted = _IS_QUOTED[path.suffix] if format.quoting is None else format.quoting == "standard"
+    suffix = data_suffix(path)
+    delimiter = format.delimiter or _DELIMITERS[suffix]
+    is_quoted = _IS_QUOTED[suffix] if format.quoting is None else format.quoting == "standard"
     lines = _Lines(text_lines(path, format.encoding, newline=""))
     header: list[str] | None = None
     num_marked = 0

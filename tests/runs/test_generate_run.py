@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from patience import wait_for
 from runs.run_cases import KIND, ensemble_folder, read_jsonl, task_of, trained, write_jsonl
 from runs.tiny_run import no_room_behind
 
-from ruprompt_fast import bundled
+from ruprompt_fast import FastPromptModel, Prompt, bundled
 from ruprompt_fast.errors import (
     CheckpointError,
     ConfigError,
@@ -32,9 +36,10 @@ from ruprompt_fast.errors import (
     TrainingDataError,
     UnknownArgumentError,
 )
-from ruprompt_fast.runs.answer_config import GenerateConfig
-from ruprompt_fast.runs.config import ModelConfig
+from ruprompt_fast.runs.answer_config import GenerateConfig, ServedModelConfig
+from ruprompt_fast.runs.config import DataConfig, ModelConfig, TrainConfig, config_yaml
 from ruprompt_fast.runs.generate import generate
+from ruprompt_fast.runs.serving import find_model
 from ruprompt_fast.training.ownership import owning_file
 from ruprompt_fast.training.task import Task
 
@@ -165,7 +170,7 @@ class TestResuming:
             ("batch_size", {"batch_size": 3}),
             ("field_prefix", {"field_prefix": "x_"}),
             ("prompt", {"prompt": str(bundled.PROMPTS["verse"])}),
-            ("model", {"model": ModelConfig(dtype="bfloat16")}),
+            ("model", {"model": ServedModelConfig(dtype="bfloat16")}),
         ],
     )
     def test_another_run(self, config: GenerateConfig, whole: bytes, name: str, change: dict[str, Any]) -> None:
@@ -331,8 +336,8 @@ class TestRefusals:
 
     def test_other_files(self, config: GenerateConfig, tmp_path: Path) -> None:
         self.refuse(replace(config, input=str(tmp_path / "none.jsonl")), TrainingDataError, "no such file")
-        (tmp_path / "in.txt").write_text("Вечером")
-        self.refuse(replace(config, input=str(tmp_path / "in.txt")), TrainingDataError, r"suffix '\.txt'")
+        (tmp_path / "in.md").write_text("Вечером")
+        self.refuse(replace(config, input=str(tmp_path / "in.md")), TrainingDataError, r"suffix '\.md'")
 
     def test_settings(self, config: GenerateConfig) -> None:
         self.refuse(replace(config, generation={"max_new_tokns": 5}), UnknownArgumentError, "max_new_tokens")
@@ -351,3 +356,66 @@ class TestRefusals:
         content = (folder / "prompt.json").read_text()
         (folder / "prompt.json").write_text(content.replace("ruslit-gpt2-7m", "another"))
         self.refuse(replace(config, prompt=str(folder)), PromptMismatchError, "another")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".json", ".parquet"])
+def test_other_kinds_of_files_are_answered(suffix: str, tmp_path: Path) -> None:
+    path, texts = tmp_path / f"in{suffix}", ["Без труда", "Вечером"]
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif suffix == ".json":
+        path.write_text(json.dumps([{"text": text} for text in texts]), encoding="utf-8")
+    else:
+        content = "".join(f"{text}\n" for text in texts).encode()
+        path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    config = GenerateConfig(
+        str(bundled.PROMPTS["proverb"]), str(path), str(tmp_path / "out.jsonl"), generation=settings
+    )
+    generate(config)
+    rows = read_jsonl(config.output)
+    assert [row["text"] for row in rows] == texts
+    outputs = bundled.load().generate(texts, "proverb", **settings)
+    assert [row["output"] for row in rows] == [output.text for output in outputs]
+
+
+def test_the_lines_of_a_text_file_are_the_only_field(tmp_path: Path) -> None:
+    prompt = trained(tmp_path / "prompt", "kind", task_of("kind", target="{end}", columns={"text": "begin"}))
+    (tmp_path / "in.txt").write_text("Без труда\n", encoding="utf-8")
+    config = GenerateConfig(prompt, str(tmp_path / "in.txt"), str(tmp_path / "out.jsonl"))
+    generate(replace(config, generation={"max_new_tokens": 2}))
+    assert [list(row) for row in read_jsonl(config.output)] == [["begin", "output"]]
+
+
+class TestModel:
+    """Which model answers where the configuration names none."""
+
+    def test_the_one_beside_the_prompt(self, config: GenerateConfig, tmp_path: Path) -> None:
+        folder = tmp_path / "prompt"
+        shutil.copytree(PROVERB, folder)
+        trained_on = ModelConfig("/no/model/here", "bfloat16")
+        run = TrainConfig(task_of("proverb", target="{text}"), DataConfig("rows.jsonl"), "prompt", trained_on)
+        (folder / "config.yaml").write_text(config_yaml(run), encoding="utf-8")
+        found = find_model(ServedModelConfig(device="cpu"), str(folder), Prompt.from_pretrained(folder))
+        assert found == replace(trained_on, device="cpu")
+        with pytest.raises(ConfigError, match="/no/model/here"):
+            generate(replace(config, prompt=str(folder)))
+        found = find_model(ServedModelConfig("bundled"), str(folder), Prompt.from_pretrained(folder))
+        assert found == ModelConfig("bundled", "float32")
+
+    def test_the_one_that_the_prompt_names(self) -> None:
+        prompt = Prompt.from_pretrained(PROVERB)
+        assert find_model(ServedModelConfig(dtype="int8"), PROVERB, prompt) == ModelConfig("bundled", "int8")
+        prompt.config.pretrained_model_name = "ai-forever/rugpt3small_based_on_gpt2"
+        name = "ai-forever/rugpt3small_based_on_gpt2"
+        assert find_model(ServedModelConfig(), "x", prompt) == ModelConfig(name, "float32")
+        prompt.config.pretrained_model_name = ""
+        with pytest.raises(ConfigError, match="--model NAME"):
+            find_model(ServedModelConfig(), "x", prompt)
+
+    def test_quantized(self, config: GenerateConfig) -> None:
+        generate(replace(config, model=ServedModelConfig(dtype="int8")))
+        served = FastPromptModel.from_pretrained(bundled.MODEL, {"proverb": PROVERB}, dtype="int8")
+        seeds = [(5 << 32) + line for line in (1, 2)]
+        expected = served.generate(TEXTS[:2], "proverb", seed=seeds, **SAMPLING)
+        assert [row["output"] for row in read_jsonl(config.output)[:2]] == [output.text for output in expected]
