@@ -16,7 +16,8 @@ class TextStream:
     """New text of one sequence, piece by piece: the pieces add up to :meth:`TextDecoder.text` of all tokens.
 
     A window of the last tokens is decoded, at first with some of the input's in front, and what its beginning gave is
-    cut off; the work per token does not grow with the sequence. Held back until the next token, or the end, is only what the next token can change:
+    cut off; the work per token does not grow with the sequence. Held back until the next token, or the end, is only
+    what the next token can change:
 
     - a final U+FFFD: the first bytes of a character, unless the model meant it;
     - a run of byte tokens (``<0xD0>``, SentencePiece's byte fallback), which decodes as a whole;
@@ -47,9 +48,8 @@ class TextStream:
         self._stops = StopTexts(stop_strings)
         self._window = list(decoder.lead(input_ids))
         self._limit = _WINDOW
-        self._given = len(
-            decoder.decode(self._window)
-        )  # characters of the window's text that were given out, or stand before the window's tokens
+        # Characters of the window's text that were given out, or stand before the sequence or the window's tokens.
+        self._given = len(decoder.decode(self._window))
         self._tail = ""  # the last characters given out, where a stop string may begin
         self.num_tokens = 0
         self.stopped = False
