@@ -321,13 +321,29 @@ def note_update(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def hide_from_save(model: PreTrainedModel, hidden: bool = True) -> None:
-    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, or write them again."""
+    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, or write them again.
+
+    Written are they under one name each: transformers knows which names of its own share a tensor, but not that
+    an encoder-decoder's two embeddings share their providers.
+    """
     part: Any
     for part in model.modules():
         if hasattr(part, "_keys_to_ignore_on_save"):
             kept = {key for key in part._keys_to_ignore_on_save or () if PROVIDERS_KEY not in key}
             providers = {key for key in part.state_dict() if PROVIDERS_KEY in key}
-            part._keys_to_ignore_on_save = kept | providers if hidden else kept
+            written = set() if hidden else provider_tensors(part).keys()
+            part._keys_to_ignore_on_save = kept | (providers - written)
+
+
+def provider_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The providers' parameters and buffers by the first of their names in a model's state."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if PROVIDERS_KEY in name and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
 
 
 def _overlay(original: nn.Module, input_ids: Tensor, rows: Tensor, first_prompt_id: int) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,18 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, trained: Mapping[st
     """Check that a user's optimizer changes nothing but the prompts.
 
     Raises:
-        FrozenWeightsError: it has other parameters.
+        FrozenWeightsError: it has other parameters, or none.
     """
+    if optimizer is None:
+        return
     known = {id(parameter) for parameter in trained.values()}
-    groups = [] if optimizer is None else optimizer.param_groups
-    if any(id(parameter) not in known for group in groups for parameter in group["params"]):
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = sum(id(parameter) not in known for parameter in held)
+    if foreign or not held:
         raise FrozenWeightsError(
-            "the optimizer must have parameters of the prompts' providers only; found others. Make it from "
-            "prompt.provider.parameters() after prompt.initialize()."
+            f"the optimizer must have parameters of the prompts' providers only, {len(known)} tensors; found "
+            f"{len(held)}, {foreign} of them others. Make it from prompt.provider.parameters() after "
+            "prompt.initialize() or patch()."
         )
 
 
@@ -155,7 +160,7 @@ class StepGuard:
         check_frozen(model.named_parameters(), self._trained)
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if not may_overflow and not _are_finite(parameter.grad for parameter in self._trained.values()):
+        if not may_overflow and not are_finite(parameter.grad for parameter in self._trained.values()):
             return "a gradient of the prompt holds NaN or infinity"
         if self._divergence.observe(loss):
             self._remember(step)
@@ -177,14 +182,33 @@ class StepGuard:
     def _remember(self, step: int) -> None:
         if self._copied_at is not None and step < self._copied_at + self._interval:
             return
-        if _are_finite(self._trained.values()):
+        if are_finite(self._trained.values()):
             self._copies = {name: value.detach().clone() for name, value in self._trained.items()}
             self._copied_at = step
 
 
-def _are_finite(tensors: Iterable[Tensor | None]) -> bool:
+def are_finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether no tensor holds NaN or infinity."""
     # One number for each tensor, which NaN and infinity come through; one number leaves the device.
     found = [tensor.detach() for tensor in tensors if tensor is not None and tensor.numel()]
     largest = [torch.linalg.vector_norm(tensor, math.inf).double() for tensor in found]
     return not largest or math.isfinite(float(torch.stack(largest).sum()))
+
+
+class LossWatch:
+    """Notes losses that are not finite, without waiting for the device: a forward hook of the model that trains."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Take the loss out of what the model put out, where gradients are made and the model computed one itself."""
+        loss = output.get("loss") if isinstance(output, Mapping) else output[0] if isinstance(output, tuple) else None
+        if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad:
+            loss = loss.detach().float()
+            self._total = loss if self._total is None else self._total + loss
+
+    def take(self) -> float:
+        """The sum of the losses since the last call, which is not finite if one of them was not; 0 without any."""
+        total, self._total = self._total, None
+        return 0.0 if total is None else float(total)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ruprompt_fast.errors import CheckpointError, PromptFileError
+from ruprompt_fast.embedding import PROVIDERS_KEY, provider_tensors
+from ruprompt_fast.errors import CheckpointError, PromptFileError, shown
 from ruprompt_fast.prompts.tensor_files import read_safetensors
 
 if TYPE_CHECKING:
@@ -90,3 +91,56 @@ def naming_load_errors(checkpoint: str | None) -> Iterator[None]:
             f"{checkpoint}: the state of the optimizer or of the random generators cannot be restored "
             f"({type(error).__name__}: {error}). Take an older checkpoint."
         ) from error
+
+
+class LoadingCheck:
+    """Refuses weights of other prompts than a model's, while transformers' ``Trainer`` may load some.
+
+    ``Trainer`` loads what it knows of a checkpoint and warns of the rest, so a prompt that the checkpoint does not hold
+    would go on from where it is.
+
+    Args:
+        model: a patched model; :meth:`close` takes the check off it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._waiting: set[str] = set()  # of a checkpoint in several files, which are loaded one by one
+        self._is_between_parts = False
+        self._hook = model.register_load_state_dict_pre_hook(self._check)  # type: ignore[no-untyped-call]
+
+    def finish(self) -> None:
+        """Say that everything is loaded that was to be loaded.
+
+        Raises:
+            CheckpointError: it was a checkpoint in several files, which do not hold all of the prompts.
+        """
+        waiting, self._waiting, self._is_between_parts = self._waiting, set(), False
+        if waiting:
+            raise _of_another_prompt(sorted(waiting), [])
+
+    def close(self) -> None:
+        """Take the check off the model."""
+        self._hook.remove()
+
+    def _check(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        expected = {prefix + name: list(tensor.shape) for name, tensor in provider_tensors(model).items()}
+        others = {prefix + name for name in model.state_dict() if PROVIDERS_KEY in name} - expected.keys()
+        found = {name: list(value.shape) for name, value in state.items() if PROVIDERS_KEY in name}
+        wrong = {name for name, shape in found.items() if name not in others and shape != expected.get(name)}
+        missing = expected.keys() - found.keys()
+        num_weights = sum(PROVIDERS_KEY not in name for name, _ in model.named_parameters())
+        is_part = 0 < len(state) - len(found) < num_weights
+        if wrong or (missing and not is_part):
+            wanted = {name: expected[name] for name in sorted(missing | (wrong & expected.keys()))}
+            raise _of_another_prompt(wanted, {name: found[name] for name in sorted(wrong)})
+        if is_part:
+            self._waiting = (self._waiting if self._is_between_parts else set(expected)) - found.keys()
+            self._is_between_parts = True
+
+
+def _of_another_prompt(expected: object, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"the weights are of another prompt, or of a run without FreezeTransformerUnfreezePrompt: expected the "
+        f"parameters {shown(expected, 400)}; found {shown(found, 400)}. Resume with the prompt that the checkpoint was "
+        "made of, or begin a new run."
+    )
