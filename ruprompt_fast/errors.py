@@ -106,6 +106,14 @@ class MarkerInFieldError(RupromptError, ValueError):
     """A field's text contains a prompt marker, which the text form cannot tell from the template's own."""
 
 
+class ControlTextError(MarkerInFieldError):
+    """A field's text contains a special token's text, which the text form cannot tell from the token."""
+
+
+class TextFormError(RupromptError, ValueError):
+    """A prompt's layout has no text form: its rows stand before special tokens that the tokenizer itself adds."""
+
+
 class MarkerCountError(RupromptError, ValueError):
     """A sequence holds another number of markers than the prompt has rows."""
 
@@ -214,6 +222,10 @@ class DetachedModelError(RupromptError, RuntimeError):
     """A model that should carry prompts has had its input embedding replaced or restored."""
 
 
+class ModelChangedError(RupromptError, RuntimeError):
+    """A model's weights, layers or settings were changed while a request ran: it would have mixed old and new ones."""
+
+
 class UnsupportedModelError(RupromptError, TypeError):
     """A model or tokenizer lacks something that this package needs."""
 
@@ -239,7 +251,7 @@ class IntegrityError(RupromptError, RuntimeError):
 
 
 class FrozenLayerError(RupromptError, RuntimeError):
-    """A gradient was asked of a layer that is packed for inference."""
+    """A gradient was asked of a layer that is packed for inference, or something wrote to its weight in vain."""
 
 
 class TaskError(RupromptError, ValueError):

@@ -201,6 +201,19 @@ class FastPromptModel:
         loaded = self._registry.entries() if prompts is None else [self._registry.loaded(name) for name in prompts]
         self._dispatcher.warm_up(loaded)
 
+    def refresh(self) -> None:
+        """Have everything computed anew that was computed from the model's weights.
+
+        Changes of weights, layers, adapters, hooks, modes and configs are noticed by every call; after those that leave
+        no trace, call this: single numbers written through ``.data``, ``numpy()`` or memory that other processes share,
+        and what hooks and replaced functions read elsewhere. Requests that run fail with
+        :class:`~ruprompt_fast.errors.ModelChangedError`.
+
+        Raises:
+            DetachedModelError: the model has lost its prompts.
+        """
+        self._dispatcher.refresh()
+
     def stats(self) -> ModelStats:
         """How requests run, on the engine or on the padded path and why, and the engine's counts."""
         return self._dispatcher.stats()
@@ -253,6 +266,7 @@ class FastPromptModel:
             SettingError: a setting has a value that cannot work, or is one of those that are not supported.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: a step of the engine failed.
+            ModelChangedError: the model was changed while the requests ran.
         """
         extras = (seed, presence_penalty, frequency_penalty, logit_bias)
         tasks = self._calls.tasks(inputs, prompt, generation_config, extras, generation_kwargs)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from ruprompt_fast._C import Scheduler
-from ruprompt_fast.cache import KVPool, LayerShape, PrefixCache, model_identity
+from ruprompt_fast.cache import KVPool, LayerShape, PrefixCache
 from ruprompt_fast.engine.batch import BatchBuilder
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.memory import available_bytes
 from ruprompt_fast.engine.packing import PackedModel, pack_model
 from ruprompt_fast.engine.prefixes import PromptPrefixes
 from ruprompt_fast.engine.runner import ModelRunner
+from ruprompt_fast.engine.watching import Watch
 from ruprompt_fast.errors import SettingError, UnsupportedModelError, shown
 from ruprompt_fast.ops import PAGE_SIZE
 from ruprompt_fast.routing import context_length, probe
@@ -84,10 +86,15 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine, and the model's packed layers."""
+    """An engine, the model's packed layers, and what both were made from."""
 
     engine: Engine
     packed: PackedModel
+    watch: Watch
+
+    def is_outdated(self) -> bool:
+        """Whether anything that the model computes from has changed since."""
+        return self.watch.sees_change() or self.packed.sees_write()
 
 
 def build_engine(
@@ -95,17 +102,49 @@ def build_engine(
     tokenizer: PreTrainedTokenizerBase,
     embedding: SplicedEmbedding,
     options: EngineOptions,
+    packed: PackedModel | None = None,
+    thorough: bool = False,
 ) -> BuiltEngine:
     """Probe the model, pack its layers, and set up an engine for it.
 
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        embedding: its input embedding.
+        options: what the engine may take.
+        packed: the model as an engine before this one has packed it; what has not changed is not packed again.
+        thorough: pack again what nobody can tell to be unchanged.
+
     Raises:
-        UnsupportedModelError: the model cannot run on the engine; the message says why. It is unchanged then.
+        UnsupportedModelError: the model cannot run on the engine; the message says why. It has its own layers then.
         SettingError: the memory does not hold one page for every layer.
+        FrozenLayerError: see :meth:`PackedModel.packed_anew`.
     """
-    if embedding.weight.device.type != "cpu":
-        raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {embedding.weight.device}.")
-    layers = probe(model, embedding)
-    identity, dtype = model_identity(model), embedding.weight.dtype
+    try:
+        if embedding.weight.device.type != "cpu":
+            where = embedding.weight.device
+            raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {where}.")
+        if packed is not None:
+            packed = packed.packed_anew(thorough)
+        layers = probe(model, embedding)
+        engine = _engine(model, tokenizer, embedding, options, layers)
+        if packed is None:
+            packed = pack_model(model, int8=options.int8)
+        return BuiltEngine(engine, packed, Watch(model, packed.released))
+    except BaseException:
+        if packed is not None:
+            packed.unpack()
+        raise
+
+
+def _engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    embedding: SplicedEmbedding,
+    options: EngineOptions,
+    layers: list[LayerShape],
+) -> Engine:
+    dtype = embedding.weight.dtype
     pool = KVPool(layers, _num_pages(model, layers, dtype, options), dtype, embedding.weight.device)
     # One more than the positions: the last token of a full context is never run.
     max_model_len = (context_length(model.config) or _UNBOUNDED_CONTEXT) + 1
@@ -120,7 +159,9 @@ def build_engine(
     )
     cache = PrefixCache(scheduler, pool, host_budget_bytes=options.host_cache_bytes)
     first_row_id = embedding.first_prompt_id + 1
-    engine = Engine(
+    # Pages never outlive their engine, nor an engine what it was made from: any name of its own is the model's.
+    identity = secrets.token_bytes(32)
+    return Engine(
         scheduler,
         pool,
         cache,
@@ -129,7 +170,6 @@ def build_engine(
         ModelRunner(model, embedding, pool),
         options.max_step_tokens,
     )
-    return BuiltEngine(engine, pack_model(model, int8=options.int8))
 
 
 def _num_pages(model: PreTrainedModel, layers: list[LayerShape], dtype: torch.dtype, options: EngineOptions) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ruprompt_fast.engine.build import BuiltEngine, EngineOptions, build_engine
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.generator import EngineGenerator, Progress
 from ruprompt_fast.engine.loop import StepLoop
+from ruprompt_fast.engine.packing import PackedModel
 from ruprompt_fast.engine.padded import PaddedGenerator
 from ruprompt_fast.engine.padded_context import check_attached
 from ruprompt_fast.engine.registry import LoadedPrompt
@@ -23,21 +24,26 @@ from ruprompt_fast.engine.sampling import padded_only_settings
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.engine.stopping import unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
-from ruprompt_fast.errors import DetachedModelError, SettingError, UnsupportedModelError
+from ruprompt_fast.engine.watching import Watch
+from ruprompt_fast.errors import DetachedModelError, ModelChangedError, SettingError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-_GONE = "the model was detached, converted or loaded with other weights while this request ran; make the request again."
+_GONE = "the model was detached while this request ran; load it again to go on."
+_CHANGED = (
+    "the model was changed while this request ran (weights, layers, adapters, hooks or settings), and what was "
+    "computed before does not fit what it is now; make the request again."
+)
 
 
 class Dispatcher:
     """Runs every request on the engine, or on the padded path if its model or its settings need that.
 
-    The engine is built at the first use, and again if the model has been converted, moved or loaded with other weights
-    since.
+    The engine is built at the first use, and again if anything has changed since that the model computes from; what was
+    computed and packed before goes with the one before it.
 
     Args:
         model: the model, with ``embedding`` attached.
@@ -57,11 +63,13 @@ class Dispatcher:
         self._tokenizer = tokenizer
         self._embedding = embedding
         self._options = options
-        self._vocab_size: int = model.config.get_text_config().vocab_size
         turn = FairLock()
         step = weakref.WeakMethod(self._step)  # a strong reference would be a cycle around the model
         self._loop = StepLoop(lambda: (run := step()) is not None and run(), turn)
-        self._padded = PaddedGenerator(model, tokenizer, embedding, options.max_batch_size, turn)
+        guard = weakref.WeakMethod(self._guard)
+        self._padded = PaddedGenerator(
+            model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())
+        )
         self._current: _Current | None = None
 
     def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
@@ -72,6 +80,7 @@ class Dispatcher:
             UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: a step of the engine failed.
+            ModelChangedError: the model was changed while the tasks ran.
         """
         current = self._ready()
         needs = [self._padded_needs(current, task) for task in tasks]
@@ -131,6 +140,12 @@ class Dispatcher:
         if current is not None and current.built is not None:
             self._loop.call(current.built.engine.forget_retired)
 
+    def refresh(self) -> None:
+        """Compute and pack everything anew, whether it seems to have changed or not."""
+        self._loop.check_caller()
+        check_attached(self._model, self._embedding)
+        self._loop.call(lambda: self._renew(thorough=True))
+
     def stats(self) -> ModelStats:
         """How requests run, and the engine's counts."""
         current = self._ready()
@@ -153,7 +168,9 @@ class Dispatcher:
         self._loop.call(self._give_back)
 
     def _give_back(self) -> None:
-        self._drop()
+        packed = self._take_current(lambda: DetachedModelError(_GONE))
+        if packed is not None:
+            packed.unpack()
         if self._model.get_input_embeddings() is self._embedding:
             detach_prompts(self._model)
 
@@ -161,12 +178,26 @@ class Dispatcher:
         built = None if self._current is None else self._current.built
         if built is None:
             return False
+        if built.engine.has_work and built.is_outdated():
+            built.engine.close(_changed)
+            return False
         failed_before = built.engine.num_failed_steps
         had_work = built.engine.step()
         # oneDNN keeps a scratchpad for each thread, and does not ask again for one that could not be had: after a step
         # that ran out of memory every later one on its thread would fail.
         self._loop.is_stale = built.engine.num_failed_steps > failed_before
         return had_work
+
+    def _guard(self) -> Callable[[], None]:
+        """A function that raises as soon as the model is not any more what it is now."""
+        current = self._current
+
+        def check() -> None:
+            check_attached(self._model, self._embedding)
+            if current is not None and (self._current is not current or current.is_outdated(self._model)):
+                raise _changed()
+
+        return check
 
     def _padded_needs(self, current: _Current, task: GenerationTask) -> str:
         """Why a task has to take the padded path; empty if it need not."""
@@ -188,52 +219,77 @@ class Dispatcher:
         self._loop.check_caller()
         check_attached(self._model, self._embedding)
         current = self._current
-        if current is not None and current.state == _state(self._embedding.weight):
+        if current is not None and not current.is_outdated(self._model):
             return current  # without asking the thread, which may be in a long step
         return self._loop.call(self._renew)
 
-    def _renew(self) -> _Current:
-        state = _state(self._embedding.weight)
-        if self._current is None or self._current.state != state:
-            self._drop()
+    def _renew(self, thorough: bool = False) -> _Current:
+        current = self._current
+        if current is None or thorough or current.is_outdated(self._model):
+            packed = self._take_current(_changed)
             self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
-            self._current = self._build(state)
+            self._model.eval()
+            current = self._current = self._build(packed, thorough)
             self._loop.is_stale = False
-        return self._current
+        return current
 
-    def _build(self, state: tuple[object, ...]) -> _Current:
+    def _build(self, packed: PackedModel | None, thorough: bool) -> _Current:
         try:
-            built = build_engine(self._model, self._tokenizer, self._embedding, self._options)
+            built = build_engine(self._model, self._tokenizer, self._embedding, self._options, packed, thorough)
         except UnsupportedModelError as error:
             if self._options.int8:
                 raise UnsupportedModelError(
                     f'dtype="int8" needs the engine, and this model cannot run on it: {error} Leave dtype="int8" out.'
                 ) from error
-            return _Current(state, str(error), None, None)
+            return _Current(str(error), None, None, Watch(self._embedding))
         generator = EngineGenerator(
             built.engine,
             self._loop,
             self._tokenizer,
-            self._vocab_size,
+            self._model.config.get_text_config().vocab_size,
             unused_ids(self._model, self._tokenizer),
         )
-        return _Current(state, "", built, generator)
+        return _Current("", built, generator, built.watch)
 
-    def _drop(self) -> None:
-        if self._current is not None and self._current.built is not None:
-            self._current.built.engine.close(lambda: DetachedModelError(_GONE))
-            self._current.built.packed.unpack()
+    def _take_current(self, error: Callable[[], Exception]) -> PackedModel | None:
+        """End the engine, its requests with an error, and give its packed layers."""
+        built = None if self._current is None else self._current.built
         self._current = None
+        if built is None:
+            return None
+        built.engine.close(error)
+        return built.packed
 
 
 @dataclass(frozen=True)
 class _Current:
-    """The engine for the weights of the model as they were, or the reason why there is none."""
+    """The engine for the model as it was, or the reason why there is none.
 
-    state: tuple[object, ...]
+    Attributes:
+        reason: why there is none; empty if there is one.
+        built: the engine and what belongs to it.
+        generator: runs requests on it.
+        watch: of the whole model; without an engine of the token table, for nothing is kept of the rest then.
+    """
+
     reason: str
     built: BuiltEngine | None
     generator: EngineGenerator | None
+    watch: Watch
+
+    def is_outdated(self, model: PreTrainedModel) -> bool:
+        """Whether the model has changed since."""
+        if self.built is not None:
+            return self.built.is_outdated()
+        return self.watch.sees_change() or any(module.training for module in model.modules())
+
+
+def _changed() -> ModelChangedError:
+    return ModelChangedError(_CHANGED)
+
+
+def _call(method: Callable[[], Callable[[], None]] | None) -> Callable[[], None]:
+    return (lambda: None) if method is None else method()
 
 
 def _check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> None:
@@ -261,9 +317,3 @@ def _check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> 
             f"{only} this request takes transformers' own generate because of {', '.join(settings)}. Leave "
             "that out, or use a prompt of embedding rows (TensorPromptProvider)."
         )
-
-
-def _state(weight: Tensor) -> tuple[object, ...]:
-    """What changes when the model is moved, converted or loaded with other weights."""
-    version = 0 if weight.is_inference() else weight._version
-    return (weight.dtype, weight.device, weight.data_ptr(), version)

@@ -75,6 +75,7 @@ class Engine:
         """
         if self._closed is not None:
             raise self._closed()
+        self.forget_retired()
         added: list[int] = []
         try:
             for job in jobs:
@@ -118,6 +119,7 @@ class Engine:
         Raises:
             CapacityError: a prefix can never fit; the others are asked for all the same.
         """
+        self.forget_retired()
         refusals: list[CapacityError] = []
         asked = [self._ask_for(prompt, refusals) for prompt in prompts]
         if refusals:

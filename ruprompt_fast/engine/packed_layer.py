@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ruprompt_fast.engine.lending import Lending
 from ruprompt_fast.errors import FrozenLayerError
 from ruprompt_fast.ops.int8_linear import Int8Weight, can_quantize
 from ruprompt_fast.ops.packed_linear import Activation, PackedWeight, PlainWeight, can_pack
@@ -28,7 +29,8 @@ class PackedLinear(nn.Module):
     It has no parameter ``weight``. The attribute of that name, the state dict and what ``save_pretrained`` writes give
     the weight in plain form, unpacked on demand (or the other module's own, where the two are tied). Assigning to it,
     ``load_state_dict`` and ``to`` pack anew; on a device or in a dtype that nothing packs for, the weight stays plain.
-    An int8 weight that is not tied comes back as what it stands for, ``value * scale``: the rest is gone.
+    What is written to the plain form counts when the layer is packed the next time, and :attr:`is_written` says that
+    it is due. An int8 weight that is not tied comes back as what it stands for, ``value * scale``: the rest is gone.
 
     Args:
         weight: [out_features, in_features], or for ``transposed`` layers [in_features, out_features].
@@ -58,7 +60,19 @@ class PackedLinear(nn.Module):
         self.int8 = int8
         # In a tuple, so that it is no parameter of this module.
         self._tied = (weight,) if tied else ()
+        self._lending = Lending()
         self._pack(weight)
+
+    @classmethod
+    def like(cls, other: PackedLinear, activation: Activation | None) -> PackedLinear:
+        """A layer with the same weight and bias, which shares their memory, and another activation."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.register_parameter("bias", other.bias)
+        layer.transposed, layer.activation, layer.int8 = other.transposed, activation, other.int8
+        layer._tied, layer._lending, layer._weight = other._tied, other._lending, other._weight
+        layer.out_features, layer.in_features = other.out_features, other.in_features
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x @ weight.T + bias)`` of [..., in_features] in the weight's dtype.
@@ -88,7 +102,29 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight in the layer's own orientation: the tied module's parameter, or an unpacked copy."""
-        return self._tied[0] if self._tied else self.unpacked()
+        if self._tied:
+            return self._tied[0]
+        lent = self._lending.lent()
+        return self._lending.lend(self.unpacked() if lent is None else lent)
+
+    @property
+    def packed(self) -> LinearWeight:
+        """What the layer computes with; another object whenever the weight was packed anew."""
+        return self._weight
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether other code holds the weight in plain form."""
+        return self._lending.lent() is not None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether something has written to the plain form of the weight, which :attr:`weight` gives."""
+        return self._lending.is_written(self.unpacked)
+
+    def watch_memory(self, plain: Tensor) -> None:
+        """Count what others write to the memory that the weight was packed from, as long as they hold it."""
+        self._lending.watch(plain)
 
     def unpacked(self) -> Tensor:
         """The weight in the layer's own orientation, in new memory: as it was packed bit for bit, or what int8 left."""
@@ -102,6 +138,7 @@ class PackedLinear(nn.Module):
         if name == "weight":
             self._tied = (value,) if isinstance(value, nn.Parameter) else ()
             self._pack(value)
+            self._lending.watch(value)
         else:
             super().__setattr__(name, value)
 
@@ -112,6 +149,8 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.is_written:
+            self._pack(self.weight)
         packed = self._weight
         target = fn(torch.empty(0, dtype=packed.dtype, device=packed.device))
         if target.dtype is packed.dtype and target.device == packed.device:
@@ -151,7 +190,9 @@ class PackedLinear(nn.Module):
         elif tuple(state_dict[key].shape) != expected:
             error_msgs.append(f"size mismatch for {key}: {list(state_dict[key].shape)}, expected {list(expected)}")
         else:
-            self._pack(state_dict[key].to(device=self._weight.device, dtype=self._weight.dtype))
+            weight = state_dict[key].to(device=self._weight.device, dtype=self._weight.dtype)
+            self._pack(weight)
+            self._lending.refill(self.unpacked())
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""

@@ -59,6 +59,7 @@ class PaddedGenerator:
         embedding: the model's input embedding.
         max_batch_size: requests that run together at most.
         turn: the lock over the model.
+        guard: gives a function that raises as soon as the model is not any more what it is now.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class PaddedGenerator:
         embedding: SplicedEmbedding,
         max_batch_size: int,
         turn: FairLock,
+        guard: Callable[[], Callable[[], None]],
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -75,6 +77,7 @@ class PaddedGenerator:
         self._embedding = embedding
         self._max_batch_size = 1 if batch_dependence(model) else max_batch_size
         self._turn = turn
+        self._guard = guard
         self._slots = FairLock(_MAX_CALLS_AT_ONCE)
         self._decoder_start = model.generation_config.decoder_start_token_id
         self._takes = set(inspect.signature(model.forward).parameters)
@@ -278,7 +281,7 @@ class PaddedGenerator:
         stop.new_start = input_ids.shape[1] if stop.is_behind_input else 1
         wide = WideLogits(self._embedding.first_prompt_id + rows.shape[0]) if reads_input_ids(settings) else None
         model: Any = with_settings(self._model, settings, wide)
-        between = BetweenTokens(self._turn, apart, lambda: check_attached(self._model, self._embedding))
+        between = BetweenTokens(self._turn, apart, self._guard())
         noise = RequestNoise(seeds, input_ids.device, wide) if settings.do_sample else nullcontext()
         with self._embedding.rows_for_call(rows), noise:
             result = model.generate(

@@ -76,10 +76,10 @@ def fused_pairs(model: nn.Module) -> Iterator[FusedPair]:
     for parent in model.modules():
         family = type(parent).__module__.removeprefix("transformers.models.").partition(".")[0]
         names = _FUSED_PAIRS.get((family, type(parent).__name__))
-        if names is None:
+        if names is None or not has_own_forward(parent):
             continue
         act = parent._modules.get(names[1])
-        activation = _FUNCTIONS.get(type(act)) if act is not None else None
+        activation = _FUNCTIONS.get(type(act)) if act is not None and has_own_forward(act) else None
         if activation is not None:
             yield FusedPair(parent, *names, activation)
 
@@ -89,5 +89,10 @@ def slow_activations(model: nn.Module) -> Iterator[tuple[nn.Module, str, Activat
     slow = (_class_of("gelu_new"), _class_of("gelu_fast"))
     for parent in model.modules():
         for name, child in parent._modules.items():
-            if child is not None and type(child) in slow:
+            if child is not None and type(child) in slow and has_own_forward(child):
                 yield parent, name, _FUNCTIONS[type(child)]
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module runs the ``forward`` that its class was written with: other code may have put another there."""
+    return "forward" not in vars(module) and type(module).forward.__module__ == type(module).__module__

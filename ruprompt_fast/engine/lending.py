@@ -1,0 +1,167 @@
+"""The plain memory of a packed weight, for as long as other code may write to it."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_SAMPLES = 64
+
+
+class Lending:
+    """Plain copies of one packed weight that other code holds, and whether it has written to them.
+
+    A copy that was handed out is kept, and compared in full, at the next look: whoever writes to ``layer.weight`` need
+    not hold it. From then on it is known by its memory only, for as long as anybody holds that, and 64 of its numbers
+    are compared.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._reference: Callable[[], Tensor | None] = _nothing
+        self._memory: _Memory | None = None
+        self._numbers = torch.empty(0)
+
+    def forget(self) -> None:
+        """Watch nothing."""
+        self._tensor, self._reference, self._memory = None, _nothing, None
+
+    def lend(self, tensor: Tensor) -> Tensor:
+        """Hand a plain copy out, and watch it."""
+        self.watch(tensor)
+        self._tensor, self._reference = tensor, weakref.ref(tensor)
+        return tensor
+
+    def watch(self, tensor: Tensor) -> None:
+        """Watch the memory of a tensor, as long as others hold it."""
+        self.forget()
+        self._memory, self._numbers = _Memory(tensor), _sampled(tensor)
+
+    def lent(self) -> Tensor | None:
+        """The plain copy that others hold, or None."""
+        tensor = self._reference()
+        if tensor is None and self._memory is not None:
+            tensor = self._memory.tensor()
+            self._reference = _nothing if tensor is None else weakref.ref(tensor)
+        return tensor
+
+    def refill(self, weight: Tensor) -> None:
+        """Have a copy that others hold show the weight's new numbers."""
+        tensor = self.lent()
+        if tensor is None or tensor.shape != weight.shape or tensor.dtype is not weight.dtype:
+            self.forget()
+            return
+        with torch.no_grad():
+            tensor.copy_(weight)
+        self.lend(tensor)
+
+    def is_written(self, dense: Callable[[], Tensor]) -> bool:
+        """Whether a copy that others hold differs from the weight.
+
+        Args:
+            dense: gives the weight.
+        """
+        if self._memory is None:
+            return False
+        tensor = self.lent()
+        if tensor is None:
+            self.forget()
+            return False
+        if self._tensor is None:
+            return not torch.equal(_sampled(tensor), self._numbers)
+        if not _have_equal_bytes(tensor, dense()):
+            return True
+        self._tensor, self._numbers = None, _sampled(tensor)
+        return False
+
+    def __reduce__(self) -> tuple[type[Lending], tuple[()]]:
+        return Lending, ()  # a copied layer has lent nothing
+
+
+class ReleasedWeight:
+    """A parameter whose numbers are packed elsewhere, and whose memory is given back.
+
+    It keeps its shape and dtype over a single element, not a number, so reading it gives NaN and torch refuses to write
+    to it. Behind it lie as many addresses as it had, without memory, for code that does not ask how elements lie.
+
+    Args:
+        parameter: the parameter, which is changed.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.release()
+
+    def release(self) -> None:
+        """Give the memory back, again."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._blank = _blank(self.parameter)
+            self.parameter.data = self._blank
+        self._version = _version(self.parameter)
+
+    @property
+    def is_assigned(self) -> bool:
+        """Whether its ``data`` has been replaced since."""
+        return self.parameter.data_ptr() != self._blank.data_ptr()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether something has written to it in place since, in vain."""
+        first = self._blank.as_strided((1,), (1,))
+        return not self.is_assigned and (
+            _version(self.parameter) != self._version or not bool(torch.isnan(first.float()).all())
+        )
+
+
+class _Memory:
+    """Where a tensor lies, without holding it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._storage = weakref.ref(tensor.untyped_storage())
+        self._dtype = tensor.dtype
+        self._place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def tensor(self) -> Tensor | None:
+        """The tensor, if anybody still holds its memory."""
+        storage = self._storage()
+        if storage is None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            offset, shape, stride = self._place
+            if storage.nbytes() < self._dtype.itemsize * (offset + math.prod(shape)):
+                return None  # freed under its holder
+            return torch.empty(0, dtype=self._dtype, device=storage.device).set_(storage, offset, shape, stride)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    """Of the tensor's shape, one NaN everywhere."""
+    memory = mmap.mmap(-1, tensor.numel() * tensor.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype)
+    flat[0] = math.nan
+    return flat.as_strided(tensor.shape, (0,) * tensor.ndim)
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    with torch.no_grad():
+        flat = tensor.detach().reshape(-1)
+        return flat[:: max(1, flat.numel() // _SAMPLES)].clone().view(torch.uint8)
+
+
+def _have_equal_bytes(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype is not b.dtype or a.device != b.device:
+        return False
+    with torch.no_grad():
+        return torch.equal(*(x.detach().contiguous().view(-1).view(torch.uint8) for x in (a, b)))

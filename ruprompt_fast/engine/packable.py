@@ -1,0 +1,83 @@
+"""The linear layers and dropouts of a model, and which of them can be packed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ruprompt_fast.ops.int8_linear import can_quantize
+from ruprompt_fast.ops.packed_linear import can_pack
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear layer where it stands: child ``name`` of ``parent``, at ``path`` of the model."""
+
+    path: str
+    parent: nn.Module
+    name: str
+    module: nn.Linear | Conv1D
+
+
+def linear_places(model: nn.Module) -> Iterator[Place]:
+    """Every linear layer of a model, where it stands."""
+    for path, parent in model.named_modules():
+        for name, child in parent._modules.items():
+            if isinstance(child, (nn.Linear, Conv1D)):
+                yield Place(f"{path}.{name}" if path else name, parent, name, child)
+
+
+def dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Parent and name of every dropout module that passes on what it gets."""
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if type(child) is nn.Dropout and not child.training and not has_hooks(child):
+                yield parent, name
+
+
+def reason_to_skip(place: Place, int8: bool, is_kept: bool) -> str | None:
+    """Why a layer cannot be packed; None if it can.
+
+    Args:
+        place: the layer.
+        int8: whether its weight is to be rounded.
+        is_kept: whether it is packed already, and has no plain weight.
+    """
+    module, weight = place.module, place.module.weight
+    if type(module) is not nn.Linear and type(module) is not Conv1D:
+        return f"{type(module).__name__} is a class of its own"
+    takes = can_quantize if int8 else can_pack
+    if not takes(weight.dtype, weight.device) or weight.numel() == 0:
+        return f"nothing packs {weight.dtype} {list(weight.shape)} on {weight.device}"
+    if module.bias is not None and (module.bias.dtype is not weight.dtype or module.bias.device != weight.device):
+        return f"its bias is {module.bias.dtype} on {module.bias.device}"
+    if has_hooks(module):
+        return "it has hooks"
+    if _reads_weight(type(place.parent), place.name):
+        return f"{type(place.parent).__name__} reads its weight"
+    if is_kept:
+        return None
+    if weight.is_shared():
+        return "other processes share its memory"
+    if int8 and not bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all()):
+        return "its weight contains NaN or infinity"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else runs than the class's own ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _reads_weight(parent: type[nn.Module], name: str) -> bool:
+    """Whether the forward of a class reads ``self.<name>.weight``, as T5's does for its dtype at every call."""
+    try:
+        source = inspect.getsource(parent.forward)
+    except (OSError, TypeError):
+        return False
+    return f"self.{name}.weight" in source

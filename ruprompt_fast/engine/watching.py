@@ -1,0 +1,179 @@
+"""Whether anything that a module's answers depend on has changed since somebody looked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+# Attributes that no forward pass reads, or that whoever runs one sets for its time only.
+_IRRELEVANT = frozenset(
+    {
+        "_attn_implementation_internal",
+        "_keys_to_ignore_on_save",
+        "_rows_cache",
+        "generation_config",
+        "warnings_issued",
+    }
+)
+# Hooks of every module that a forward pass without gradients does not run: compared by identity, which costs nothing.
+_NOT_RUN = frozenset(
+    {
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_load_state_dict_pre_hooks",
+        "_non_persistent_buffers_set",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+    }
+)
+_GLOBAL_HOOKS = (torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks)
+_BLOCKS_PER_TENSOR = 3
+_BLOCK_ELEMENTS = 8
+
+_version = attrgetter("_version")
+_forward: Callable[[type[nn.Module]], object] = attrgetter("forward")
+
+
+class Watch:
+    """What a module and its submodules compute from, as it was when this object was made.
+
+    Compared at every look are: which submodules there are; their plain attributes (switches of adapters, scales,
+    modes, activation functions), also inside lists and dictionaries; hooks, those of all modules included; the
+    ``forward`` of instances and of classes; the fields of configs; and of every parameter, buffer and other tensor the
+    object, its memory, torch's count of changes in place, and the numbers of three short blocks. These tell changes
+    that torch does not count (through ``.data``, numpy, a fused optimizer, another process) where they touch a block,
+    as a change of a whole tensor does.
+
+    What cannot be seen: single numbers changed through ``.data``, ``numpy()`` or shared memory, what objects of other
+    kinds hold, and what functions close over.
+
+    Args:
+        root: the module.
+        others: tensors to watch beside the module's own.
+    """
+
+    def __init__(self, root: nn.Module, others: Iterable[Tensor] = ()) -> None:
+        modules = list(root.modules())
+        configs = list(_configs(modules))
+        self._attributes = [*(each.__dict__ for each in chain(modules, configs)), *_GLOBAL_HOOKS]
+        self._expected = [{key: _copied(key, value) for key, value in own.items()} for own in self._attributes]
+        self._lookalikes = list(_lookalikes(modules))
+        self._classes = list(dict.fromkeys(map(type, modules)))
+        self._forwards = list(map(_forward, self._classes))
+        tensors = list(_distinct(chain(_tensors(modules), others)))
+        self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._versions = list(map(_version, self._counted))
+        self._placed = [tensor for tensor in tensors if _has_memory(tensor)]
+        self._pointers = list(map(Tensor.data_ptr, self._placed))
+        self._blocks = [block for tensor in self._placed if tensor.device.type == "cpu" for block in _blocks(tensor)]
+        self._numbers = self._read_blocks()
+
+    def sees_change(self) -> bool:
+        """Whether anything differs. Costs 0.1 ms for a GPT-2 of 12 layers; may be called on any thread."""
+        try:
+            return not (
+                (self._attributes == self._expected or self._differs_in_irrelevant_only())
+                and all(own.get(key) is value for own, key, value in self._lookalikes)
+                and all(map(is_, map(_forward, self._classes), self._forwards))
+                and list(map(_version, self._counted)) == self._versions
+                and list(map(Tensor.data_ptr, self._placed)) == self._pointers
+                and torch.equal(self._read_blocks(), self._numbers)
+            )
+        except Exception:  # values that cannot be compared, such as an array in the place of another
+            return True
+
+    def _differs_in_irrelevant_only(self) -> bool:
+        return all(
+            own == expected or _relevant(own) == _relevant(expected)
+            for own, expected in zip(self._attributes, self._expected, strict=True)
+        )
+
+    def _read_blocks(self) -> Tensor:
+        # Memory was compared first: nothing is read that has been freed meanwhile.
+        return torch.cat(self._blocks) if self._blocks else torch.empty(0)
+
+
+def _relevant(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in attributes.items() if key not in _IRRELEVANT}
+
+
+def _copied(key: object, value: Any) -> Any:
+    """A value to compare with: containers are copied, all else is itself, which equals itself at no cost."""
+    if key in _NOT_RUN:
+        return value
+    if isinstance(value, OrderedDict):  # the order counts, of hooks above all
+        return OrderedDict((name, _copied(None, part)) for name, part in value.items())
+    if isinstance(value, dict):
+        return {name: _copied(None, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_copied(None, part) for part in value]
+    if isinstance(value, tuple):
+        return tuple(_copied(None, part) for part in value)
+    return set(value) if isinstance(value, set) else value
+
+
+def _lookalikes(modules: Iterable[nn.Module]) -> Iterator[tuple[dict[Any, Any], str, Any]]:
+    """Objects that may equal another one, so that equality does not tell that they were replaced."""
+    for module in modules:
+        for holder in (module.__dict__, module._parameters, module._buffers):
+            for key, value in _relevant(holder).items():
+                own_equality: Any = type(value).__eq__
+                compares = hasattr(value, "__dict__") and own_equality is not object.__eq__
+                # Containers are compared as they are; larger tensors have no truth value, which is an answer, too.
+                if compares and not isinstance(value, dict) and (not isinstance(value, Tensor) or value.numel() <= 1):
+                    yield holder, key, value
+
+
+def _configs(modules: Sequence[nn.Module]) -> Iterator[Any]:
+    """The configs of the modules, and those inside them."""
+    found: dict[int, Any] = {}
+    waiting = [vars(module).get("config") for module in modules]
+    while waiting:
+        config = waiting.pop()
+        if hasattr(config, "_attn_implementation_internal") and id(config) not in found:
+            found[id(config)] = config
+            waiting.extend(vars(config).values())
+    yield from found.values()
+
+
+def _tensors(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that modules hold otherwise, as values or in a container."""
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, (dict, list, tuple)):
+                parts = value.values() if isinstance(value, dict) else value
+                yield from (part for part in parts if isinstance(part, Tensor))
+
+
+def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+    return {id(tensor): tensor for tensor in tensors}.values()
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own to look at: wrappers around others and sparse layouts have not."""
+    try:
+        return tensor.layout is torch.strided and tensor.data_ptr() != 0
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """The first, middle and last bytes of a tensor's memory; views, which share it."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = tensor.data.as_strided((span,), (1,), tensor.storage_offset())
+    if span <= _BLOCKS_PER_TENSOR * _BLOCK_ELEMENTS:
+        yield flat.view(torch.uint8)
+        return
+    for index in range(_BLOCKS_PER_TENSOR):
+        start = (span - _BLOCK_ELEMENTS) * index // (_BLOCKS_PER_TENSOR - 1)
+        yield flat[start : start + _BLOCK_ELEMENTS].view(torch.uint8)
