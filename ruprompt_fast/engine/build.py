@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH_SIZE = 1 << 14
 MAX_STEP_TOKENS = 1 << 20
+MAX_THREADS = 1 << 10
 """Largest sizes: a step makes arrays of so many entries before anything is asked for."""
 
 _MOST_BYTES = 1 << 62
@@ -49,6 +50,8 @@ class EngineOptions:
             whose prefix alone is larger is refused.
         host_cache_bytes: host memory for prefixes that had to leave the pages.
         int8: quantize the frozen matrices to 8 bits (weights only).
+        threads: how many threads compute; None takes the caller's ``torch.get_num_threads()``, and fewer for as long as
+            other programs take processors.
 
     Raises:
         SettingError: a size that cannot work.
@@ -60,6 +63,7 @@ class EngineOptions:
     prefix_cache_bytes: int | None = None
     host_cache_bytes: int = 1 << 30
     int8: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         bounds = {
@@ -68,10 +72,11 @@ class EngineOptions:
             "kv_cache_bytes": (1, _MOST_BYTES),
             "prefix_cache_bytes": (0, _MOST_BYTES),
             "host_cache_bytes": (0, _MOST_BYTES),
+            "threads": (1, MAX_THREADS),
         }
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
-            if value is None and name in ("kv_cache_bytes", "prefix_cache_bytes"):
+            if value is None and name in ("kv_cache_bytes", "prefix_cache_bytes", "threads"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise SettingError(

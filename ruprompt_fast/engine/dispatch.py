@@ -65,7 +65,7 @@ class Dispatcher:
         self._options = options
         turn = FairLock()
         step = weakref.WeakMethod(self._step)  # a strong reference would be a cycle around the model
-        self._loop = StepLoop(lambda: (run := step()) is not None and run(), turn)
+        self._loop = StepLoop(lambda: (run := step()) is not None and run(), turn, options.threads)
         guard = weakref.WeakMethod(self._guard)
         self._padded = PaddedGenerator(
             model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())

@@ -24,6 +24,7 @@ import torch
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.threads import check_caller, program_is_ending, start_thread, wake_at_end
 from ruprompt_fast.errors import EngineStepError, described
+from ruprompt_fast.ops import Team
 
 T = TypeVar("T")
 
@@ -86,12 +87,14 @@ class StepLoop:
     Args:
         step: runs one step, and returns whether there was something to do; called on the thread, with ``turn`` held.
         turn: the lock over everything that a step changes.
+        threads: how many threads a step computes on; None takes the latest caller's, or fewer while other programs take
+            processors.
 
     Attributes:
         is_stale: whether another thread is to take the place of this one, behind the step that it runs.
     """
 
-    def __init__(self, step: Callable[[], bool], turn: FairLock) -> None:
+    def __init__(self, step: Callable[[], bool], turn: FairLock, threads: int | None = None) -> None:
         self._step = step
         self._turn = turn
         self._orders: SimpleQueue[_AnyOrder | None] = SimpleQueue()
@@ -99,7 +102,7 @@ class StepLoop:
         self._running = threading.Lock()
         self._process = os.getpid()
         self._waiting: list[weakref.ref[_AnyOrder]] = []
-        self._num_threads = 0
+        self._team = Team(threads)
         self.is_stale = False
         self._wake = partial(self._orders.put, None)
         weakref.finalize(self, self._wake).atexit = False
@@ -159,7 +162,7 @@ class StepLoop:
         Raises:
             EngineStepError: the system does not give one, or the program ends.
         """
-        self._num_threads = 0  # a new thread begins with torch's own
+        self._team.forget()
         start_thread(partial(_run, weakref.ref(self), self._orders, self._running))
 
     def advance(self, order: _AnyOrder | None) -> bool:
@@ -176,7 +179,9 @@ class StepLoop:
                     order.answer.put((None, step_error(error)))
                 order = _next(self._orders, wait=False)
             if not self._settle():
+                self._team.rest()
                 return False
+            self._team.adjust()
             try:
                 had_work = self._step()
             except BaseException as error:  # nobody must wait for what will not come
@@ -188,10 +193,7 @@ class StepLoop:
         return waits
 
     def _take(self, order: _AnyOrder) -> None:
-        if order.num_threads != self._num_threads:
-            # OpenMP keeps the number for each thread apart; the steps take the latest caller's.
-            self._num_threads = order.num_threads
-            torch.set_num_threads(order.num_threads)
+        self._team.allow(order.num_threads)  # OpenMP keeps the number for each thread apart
         order.run()
         if order.done is not None:
             self._waiting.append(weakref.ref(order))
