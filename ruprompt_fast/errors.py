@@ -288,3 +288,7 @@ class CheckpointError(RupromptError, ValueError):
 
 class MissingDependencyError(RupromptError, ImportError, UserWarning):
     """An optional package is not installed; the message names the command that installs it."""
+
+
+class UnknownBaseModelWarning(UserWarning):
+    """Whether a prompt was made for this model cannot be told: its file does not say enough, or the two differ a bit."""

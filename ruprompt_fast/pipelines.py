@@ -20,6 +20,16 @@ from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.routing import check_fits, context_length
 
+# Settings of the tokenizer's call, which only a text form has.
+_TOKENIZER_SETTINGS = (
+    "prefix",
+    "handle_long_generation",
+    "add_special_tokens",
+    "truncation",
+    "padding",
+    "tokenizer_encode_kwargs",
+)
+
 _DEFAULT_MODEL = ("ai-forever/rugpt3large_based_on_gpt2", "main")
 
 
@@ -73,6 +83,14 @@ class PromptPipeline(TextGenerationPipeline):
         check_fits(self.model.config, input_len, asked or 1, index=0)
         return super()._forward(model_inputs, **generate_kwargs)
 
+    def _read(self, fields: Mapping[str, str], shown: str, settings: Mapping[str, Any]) -> Any:
+        """The ids of these fields, as the served model reads them; None if settings ask for the tokenizer's own way."""
+        if any(settings.get(name) not in (None, "") for name in _TOKENIZER_SETTINGS):
+            return None
+        encoded = self.prompt.tokenize(**fields)
+        encoded["prompt_text"] = shown
+        return encoded
+
     def _marker_ids(self) -> list[int]:
         vocab_size = self.model.config.get_text_config().vocab_size
         return [marker for marker in self.prompt.format.prompt_token_ids if marker < vocab_size]
@@ -96,6 +114,9 @@ class TextGenerationWithPromptPipeline(PromptPipeline):
         """Tokenize the prompt and the text behind it."""
         fields = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
         shown = fields.get("text", "")
+        encoded = self._read(fields if self.prompt.format.fields else {"text": shown}, shown, kwargs)
+        if encoded is not None:
+            return encoded
         if self.prompt.format.fields:
             encoded = super().preprocess(self.prompt(**fields), **kwargs)
         else:
@@ -117,7 +138,13 @@ class Text2TextGenerationWithPromptPipeline(PromptPipeline):
 
     def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
         """Format the fields (a string is the field ``text``) and tokenize the result."""
-        formatted = self.prompt(**({"text": inputs} if isinstance(inputs, str) else dict(inputs)))
+        fields = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
+        layout = self.prompt.format.layout
+        shown, _ = layout.render(fields, [""] * len(layout.slots))
+        encoded = self._read(fields, shown, kwargs)
+        if encoded is not None:
+            return encoded
+        formatted = self.prompt(**fields)
         encoded = super().preprocess(formatted, **kwargs)
         encoded["prompt_text"] = formatted.replace(self.prompt.format.prompt_token, "")
         return encoded

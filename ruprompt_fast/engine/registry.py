@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.engine.texts import check_ids
+from ruprompt_fast.engine.watching import Watch
 from ruprompt_fast.errors import (
     ExtraFieldError,
     FieldTypeError,
@@ -23,7 +23,8 @@ from ruprompt_fast.errors import (
     shown,
 )
 from ruprompt_fast.prompts import KVShape, Prompt, PromptFormat, check_kv_shape
-from ruprompt_fast.prompts.private_tokenizer import tokenizer_state
+from ruprompt_fast.prompts.special_tokens import Reading
+from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -42,7 +43,9 @@ class LoadedPrompt:
         prompt: the prompt.
         format: its format for serving; of a deep prompt that of the text behind it.
         rows: [num_rows, width] on the model's device, in its dtype.
+        watch: of the provider that made the rows.
         kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
+        is_continued: whether a decoder goes on with the prompt's text, rather than an encoder reading it.
         retired: whether it was replaced or removed since; requests that were encoded before still use it.
     """
 
@@ -50,7 +53,9 @@ class LoadedPrompt:
     prompt: Prompt
     format: PromptFormat
     rows: Tensor
+    watch: Watch
     kv_shape: KVShape | None = None
+    is_continued: bool = False
     retired: bool = False
 
     @property
@@ -81,7 +86,8 @@ class LoadedPrompt:
         """
         table_size = first_row_id - 1 if table_size is None else table_size
         places = [f"prompt {shown(self.name)}"] * len(batch) if places is None else places
-        encoded = encode_with_rows(self.format, batch, tokenizer, first_row_id, table_size, places)
+        reading = Reading(is_continued=self.is_continued)
+        encoded = encode_with_rows(self.format, batch, tokenizer, first_row_id, table_size, places, reading)
         if not self.is_deep:
             return encoded
         rows = range(first_row_id, first_row_id + len(self.rows))
@@ -104,6 +110,7 @@ def encode_with_rows(
     first_row_id: int,
     table_size: int,
     places: Sequence[str],
+    reading: Reading,
 ) -> list[tuple[list[int], int]]:
     """For every item its ids, ``first_row_id + k`` for row k, and the length of the format's static prefix.
 
@@ -114,6 +121,7 @@ def encode_with_rows(
         first_row_id: the id of row 0.
         table_size: rows of the model's table of tokens.
         places: what messages call each item.
+        reading: how the text is read.
 
     Raises:
         MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
@@ -121,7 +129,7 @@ def encode_with_rows(
     """
     num_tokens = tokenizer_state(tokenizer).first_free_id
     start = max(first_row_id, num_tokens)  # tokens that were added take ids that rows had
-    encoded = format.encode_batch(batch, tokenizer, start)
+    encoded = format.encode_batch(batch, tokenizer, start, **reading._asdict())
     if num_tokens > table_size:
         for item, place in zip(encoded, places, strict=True):
             check_ids(item.input_ids, table_size, tokenizer, place, end=start)
@@ -136,8 +144,7 @@ class PromptRegistry(Mapping[str, Prompt]):
 
     Args:
         width: width of a prompt row.
-        model_config: the model's config. Its hub id refuses prompts of another model; a folder accepts any. Its sizes
-            refuse deep prompts that are not for them.
+        model_config: the model's config, whose sizes refuse deep prompts that are not for them.
         device: where rows are kept.
         dtype: the rows' dtype.
         check: refuses a prompt for other reasons.
@@ -160,6 +167,11 @@ class PromptRegistry(Mapping[str, Prompt]):
         # Replaced whole, never changed: readers need no lock.
         self._loaded: dict[str, LoadedPrompt] = {}
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether the model is a decoder, which goes on with the texts that it reads."""
+        return not self._model_config.is_encoder_decoder
+
     def add(self, name: str, prompt: Prompt) -> None:
         """Load a prompt, or replace the one of that name.
 
@@ -181,7 +193,8 @@ class PromptRegistry(Mapping[str, Prompt]):
                 f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
                 "Train it again, or load the model in a wider dtype."
             )
-        entry = LoadedPrompt(name, prompt, _serving_format(prompt), converted, prompt.provider.kv_shape)
+        format, shape = _serving_format(prompt), prompt.provider.kv_shape
+        entry = LoadedPrompt(name, prompt, format, converted, Watch(prompt.provider), shape, self.is_continued)
         self._check_entry(entry)
         with self._lock:
             replaced = self._loaded.get(name)
@@ -202,18 +215,22 @@ class PromptRegistry(Mapping[str, Prompt]):
 
     def entries(self) -> list[LoadedPrompt]:
         """All that are loaded at this moment."""
-        return list(self._loaded.values())
+        return [self.loaded(name) for name in list(self._loaded)]
 
     def loaded(self, name: str) -> LoadedPrompt:
-        """The entry of that name.
+        """The entry of that name, a new one if the prompt's provider has been changed since it was made.
 
         Raises:
             UnknownPromptError: no prompt has that name; the message lists the loaded ones.
+            PromptMismatchError, NonFiniteRowsError: its rows are such now that :meth:`add` refuses them.
         """
         entry = self._loaded.get(name) if isinstance(name, str) else None
         if entry is None:
             names = _listed(sorted(self._loaded)) or "none"
             raise UnknownPromptError(f"unknown prompt {shown(name)}; loaded: {names}. Add it with model.add_prompt().")
+        if entry.watch.sees_change():
+            self.add(name, entry.prompt)
+            return self._loaded[name]
         return entry
 
     def __getitem__(self, name: str) -> Prompt:
@@ -236,13 +253,6 @@ class PromptRegistry(Mapping[str, Prompt]):
             raise PromptMismatchError(
                 f"prompt {shown(name)} has rows {list(rows.shape)}; its template and this model's width {needed[1]} "
                 f"need {needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
-            )
-        ours, theirs = _hub_name(self._model_config.name_or_path), _hub_name(prompt.config.pretrained_model_name)
-        if ours and theirs and ours != theirs:
-            raise PromptMismatchError(
-                f"prompt {shown(name)} was trained on {prompt.config.pretrained_model_name}; "
-                f"this model is {self._model_config.name_or_path}. Load that model, or a prompt made for this one; if "
-                "they are the same model, set prompt.config.pretrained_model_name = None."
             )
 
 
@@ -280,16 +290,6 @@ def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
 
 
 def _serving_format(prompt: Prompt) -> PromptFormat:
-    """A format without fields is a prefix: the request's text follows it, as in ruPrompts' text-generation pipeline."""
     format = prompt.format.without_leading_rows() if prompt.provider.is_deep else prompt.format
-    if format.fields:
-        return format
-    state = format.as_dict()
-    return PromptFormat(state["template"] + "{text}", compiled_template=state["compiled_template"] + "{text}")
+    return format.with_text()
 
-
-def _hub_name(name: str | None) -> str | None:
-    """A hub id's last part (organizations get renamed), or None for folders and unnamed models."""
-    if not name or os.path.isdir(name) or name.count("/") > 1 or name.startswith(("/", ".", "~")):
-        return None
-    return name.split("/")[-1].lower()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry, check_fields, encode_with_rows
@@ -17,12 +17,17 @@ from ruprompt_fast.errors import (
     shown,
 )
 from ruprompt_fast.prompts import PromptFormat
+from ruprompt_fast.prompts.special_tokens import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEXT = PromptFormat("{text}", compiled_template="{text}")
-"""How a request without a prompt is read: markers in it are text like any other."""
+"""How a request without a prompt is read: markers in it are text like any other.
+
+Special tokens in it are what the tokenizer reads: the text is the caller's whole input, often one that a chat template
+wrote. Behind a prompt a text is data.
+"""
 
 Input: TypeAlias = str | Mapping[str, str]
 """A request's fields; a string is the field ``text``."""
@@ -36,11 +41,13 @@ class Request:
         input_ids: token ids, and ``first_row_id + k`` for row k of the prompt.
         prompt: the prompt, or None.
         prefix_len: how many of the leading ids are the same for every request of the prompt.
+        fields: the fields that it was encoded from.
     """
 
     input_ids: list[int]
     prompt: LoadedPrompt | None
     prefix_len: int = 0
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt_name(self) -> str | None:
@@ -49,7 +56,11 @@ class Request:
 
     def followed_by(self, token_ids: Sequence[int]) -> Request:
         """The request with more tokens at its end."""
-        return Request([*self.input_ids, *token_ids], self.prompt, self.prefix_len) if token_ids else self
+        return replace(self, input_ids=[*self.input_ids, *token_ids]) if token_ids else self
+
+    def without_last(self, count: int) -> Request:
+        """The request without the last tokens."""
+        return replace(self, input_ids=self.input_ids[: len(self.input_ids) - count]) if count else self
 
 
 def as_batch(inputs: Any) -> list[Input]:
@@ -136,11 +147,12 @@ def encode_requests(
         entry = loaded[name]
         group, places = [batch[index] for index in indices], [f"input {index}" for index in indices]
         if entry is None:
-            items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places)
+            reading = Reading(is_continued=registry.is_continued, reads_control_text=True)
+            items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places, reading)
         else:
             items = entry.encode(group, tokenizer, first_row_id, table_size, places)
         for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
-            encoded[index] = Request(input_ids, entry, prefix_len)
+            encoded[index] = Request(input_ids, entry, prefix_len, batch[index])
     return [_not_empty(request, index, tokenizer, table_size) for index, request in enumerate(encoded)]
 
 

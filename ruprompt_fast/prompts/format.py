@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError, TemplateError, shown
+from ruprompt_fast.errors import NotInitializedError, TemplateError, shown
 from ruprompt_fast.prompts.base_format import BasePromptFormat, Ranges
 from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
-from ruprompt_fast.prompts.layout import Layout, Rows, Text, field_names
+from ruprompt_fast.prompts.layout import Layout, Rows, field_names
 from ruprompt_fast.prompts.marker_tokens import marker_token
+from ruprompt_fast.prompts.special_tokens import Reading, SpecialTokens, with_default_order
 from ruprompt_fast.prompts.template import (
-    MARKER_PATTERN,
     PROMPT_TOKEN,
     check_template,
     compile_parts,
@@ -19,11 +19,11 @@ from ruprompt_fast.prompts.template import (
     parse_compiled,
     parse_template,
 )
+from ruprompt_fast.prompts.text_form import TextForm
+from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_MARKER_END = "P|>"
 
 
 class PromptFormat(BasePromptFormat):
@@ -31,6 +31,12 @@ class PromptFormat(BasePromptFormat):
 
     In a template ``<P>`` is one row, ``<P*20>`` are twenty, ``<P>some text</P>`` is one row for each token of the text,
     initialized from its embedding, and ``{name}`` is a field. Braces are written twice to mean themselves.
+
+    ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. The special tokens
+    that the tokenizer itself puts around every text stand where ``<|leading|>`` and ``<|trailing|>`` say, and are not
+    added a second time where the template holds them already, as ``<P*40><bos>{text}`` does. A new template that says
+    nothing and begins with rows gets ``<|leading|>`` behind them when it is compiled, if the tokenizer adds such
+    tokens; a compiled one that says nothing has them at the very beginning, as in ruPrompts.
 
         >>> format = PromptFormat("<P*3>{text}<P>")
         >>> format.initialize(tokenizer)
@@ -40,10 +46,10 @@ class PromptFormat(BasePromptFormat):
         [50257, 50258, 50259, 505, 734, 50260]
 
     Two forms come out. The text form, from calling the format, has the marker ``<|P|>`` for every row, as in ruPrompts;
-    fields may not contain markers. :meth:`encode` gives ids with row ids inside; there any text is just text.
+    fields may not contain markers or special tokens. :meth:`encode` gives ids with row ids inside; there any text is
+    just text.
 
-    Values must be strings. ruPrompts turned numbers into text in one of its two code paths and failed in the other;
-    here the caller converts them.
+    Values must be strings; the caller converts numbers.
 
     Args:
         template: the template.
@@ -72,6 +78,7 @@ class PromptFormat(BasePromptFormat):
         self.prompt_token = PROMPT_TOKEN
         self.key: str | None = None
         self._layout: Layout | None = None
+        self._specials: SpecialTokens | None = None
         self._init_tokens: dict[int, int] = {}
         self._prompt_token_ids: list[int] = []
         if compiled_template is None:
@@ -128,18 +135,22 @@ class PromptFormat(BasePromptFormat):
         return self._prompt_token_ids
 
     def initialize(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Compile the template; does nothing to a format that is compiled already.
+        """Compile the template; a format that is compiled already only learns the tokenizer's special tokens.
 
         Raises:
-            TemplateError: a text between ``<P>`` and ``</P>`` has no tokens.
+            TemplateError: a text between ``<P>`` and ``</P>`` has no tokens, or the tokenizer lacks a special token
+                that the template names.
         """
+        self._specials = specials = tokenizer_state(tokenizer).specials(tokenizer)
         if self._layout is not None:
+            specials.recognize(self._layout)
             return
 
         def tokenize(text: str) -> list[int]:
             return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        self._layout, self._init_tokens = compile_parts(parse_template(self.template), tokenize)
+        layout, self._init_tokens = compile_parts(parse_template(self.template), tokenize)
+        self._layout = with_default_order(layout, specials)
         self.compiled_template = self._layout.compiled(self.prompt_token)
 
     def set_key(self, key: str | None = None) -> None:
@@ -162,15 +173,12 @@ class PromptFormat(BasePromptFormat):
         if self.prompt_token not in tokenizer.get_added_vocab():
             tokenizer.add_tokens([marker_token(tokenizer, self.prompt_token)])
         self._prompt_token_ids = [tokenizer.get_added_vocab()[self.prompt_token]]
+        self._specials = tokenizer_state(tokenizer).specials(tokenizer)
         return self._prompt_token_ids
 
     def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
         """Format one item, see :meth:`__call__`."""
-        layout = self.layout
-        text, spans = layout.render(item, [self.prompt_token * count for count in layout.runs])
-        if text.count(_MARKER_END) != layout.prompt_length:
-            self._check_markers(text, item, layout)
-        return (text, layout.ranges(spans)) if return_ranges else text
+        return TextForm(self.layout, self._specials, self.prompt_token).format(item, return_ranges)
 
     def encode(
         self,
@@ -178,26 +186,35 @@ class PromptFormat(BasePromptFormat):
         tokenizer: PreTrainedTokenizerBase,
         first_row_id: int | None = None,
         add_special_tokens: bool = True,
+        is_continued: bool = False,
+        reads_control_text: bool = False,
     ) -> EncodedPrompt:
         """Turn fields into ids, with row k of the prompt as the id ``first_row_id + k``.
 
         The ids are those that tokenizing the text form gives after :meth:`add_tokens`, special tokens included, with
-        row ids in place of the markers. But the tokenizer is not changed, and fields that contain markers or braces
-        are plain text. Tokenizing is the cost: a run of rows counts as one token, whatever its length.
+        row ids in place of the markers. But the tokenizer is not changed, fields that contain markers, braces or
+        special tokens are plain text, and special tokens stand where the template says. What follows rows and the
+        tokenizer's leading tokens has the ids that the tokenizer gives to a text of its own. Tokenizing is the cost: a
+        run of rows counts as one token, whatever its length.
 
         Args:
             fields: the value of every field; other entries are ignored.
             tokenizer: the model's tokenizer.
             first_row_id: the id of the first row. None takes the smallest id that the tokenizer cannot give.
             add_special_tokens: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
+            is_continued: whether a decoder goes on with the text. The tokens that the tokenizer puts behind every text
+                are then left out, unless the template holds them; an encoder reads them.
+            reads_control_text: whether a special token's text in a field is that token, as when the tokenizer reads it.
 
         Raises:
             NotInitializedError: the format is not initialized.
             MissingFieldError: a field has no value.
             FieldTypeError: a value is not a string.
             TokenIdError: ``first_row_id`` is an id that the tokenizer can give.
+            TemplateError: the tokenizer lacks a special token that the template names.
         """
-        return self.encode_batch([fields], tokenizer, first_row_id, add_special_tokens)[0]
+        reading = Reading(add_special_tokens, is_continued, reads_control_text)
+        return self.encode_batch([fields], tokenizer, first_row_id, *reading)[0]
 
     def encode_batch(
         self,
@@ -205,10 +222,12 @@ class PromptFormat(BasePromptFormat):
         tokenizer: PreTrainedTokenizerBase,
         first_row_id: int | None = None,
         add_special_tokens: bool = True,
+        is_continued: bool = False,
+        reads_control_text: bool = False,
     ) -> list[EncodedPrompt]:
         """Encode several items in one call of the tokenizer, see :meth:`encode`."""
-        layout = self.layout
-        return encode_layout(layout, list_of_fields, tokenizer, self.prompt_token, first_row_id, add_special_tokens)
+        reading = Reading(add_special_tokens, is_continued, reads_control_text)
+        return encode_layout(self.layout, list_of_fields, tokenizer, self.prompt_token, reading, first_row_id)
 
     def static_prefix(
         self,
@@ -216,7 +235,7 @@ class PromptFormat(BasePromptFormat):
         first_row_id: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[int]:
-        """The ids before the first field, up to and including the last soft row there.
+        """The ids before the first field, up to the last soft row there and the special tokens right behind it.
 
         They begin every :meth:`encode` of the same arguments, so their keys and values can be kept. Literal text behind
         that row is left out: its tokens may join those of the field. Empty if no row stands before the first field.
@@ -224,6 +243,18 @@ class PromptFormat(BasePromptFormat):
         empty = dict.fromkeys(self.fields, "")
         encoded = self.encode(empty, tokenizer, first_row_id, add_special_tokens)
         return encoded.input_ids[: encoded.prefix_len]
+
+    def with_text(self) -> PromptFormat:
+        """The format of a request: one without fields is a prefix, which the field ``text`` follows, as in ruPrompts.
+
+        Raises:
+            NotInitializedError: the format is not initialized.
+            TemplateError: nothing can follow the tokens that the tokenizer puts behind a text.
+        """
+        state = self.as_dict()
+        if self.fields:
+            return self
+        return PromptFormat(state["template"] + "{text}", compiled_template=state["compiled_template"] + "{text}")
 
     def without_leading_rows(self) -> PromptFormat:
         """The format of the text behind a deep prompt, whose rows are no part of what is tokenized.
@@ -252,14 +283,3 @@ class PromptFormat(BasePromptFormat):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.template!r}, compiled_template={self.compiled_template!r})"
-
-    def _check_markers(self, text: str, item: Mapping[str, Any], layout: Layout) -> None:
-        if sum(1 for _ in MARKER_PATTERN.finditer(text)) == layout.prompt_length:
-            return  # literal text contains the end of a marker
-        literal = [part.text for part in layout.parts if isinstance(part, Text)]
-        guilty = [name for name in layout.fields if MARKER_PATTERN.search(item[name])] or list(layout.fields)
-        raise MarkerInFieldError(
-            f"the text of {shown(guilty)} contains a prompt marker such as {shown(self.prompt_token)}, alone or "
-            f"together with the template's own text {shown(literal)}. The text form cannot tell it from the template's "
-            "rows: remove it, or use encode(), where markers in fields are plain text."
-        )

@@ -1,4 +1,4 @@
-"""The layout of a prompt: its texts, fields and soft rows in order, whatever notation they were written in."""
+"""The layout of a prompt: its texts, fields, soft rows and special tokens in order, in whatever notation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ruprompt_fast.errors import FieldTypeError, MissingFieldError, shown
+from ruprompt_fast.errors import FieldTypeError, MissingFieldError, TemplateError, shown
 from ruprompt_fast.prompts.texts import is_text
 
 
@@ -39,52 +39,72 @@ class RowsFromText:
     text: str
 
 
-Part = Text | Field | Rows
-TemplatePart = Text | Field | Rows | RowsFromText
+@dataclass(frozen=True)
+class Special:
+    """Special tokens, which are added by their ids and never through text.
+
+    Attributes:
+        name: ``<bos>`` or ``<eos>``, the tokenizer's beginning-of-text or end-of-text token; ``<|leading|>`` or
+            ``<|trailing|>``, what the tokenizer itself puts in front of every text or behind it; or a special token's
+            own text.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The ids of :class:`Special` tokens, in the layout that a tokenizer reads."""
+
+    ids: tuple[int, ...]
+
+
+Slot = Rows | Special | Tokens
+"""What stands between texts without being text itself."""
+
+Part = Text | Field | Slot
+TemplatePart = Part | RowsFromText
 
 
 class Layout:
     """The parts of a compiled template in order, neighbouring texts and neighbouring rows joined.
 
     Attributes:
-        parts: texts, fields and runs of rows.
+        parts: texts, fields, runs of rows and special tokens.
         fields: names of the fields, each once, in order of appearance.
+        slots: the runs of rows and the special tokens.
         runs: the number of rows of each run.
         prompt_length: the number of rows.
-        prefix_runs: how many runs stand before the first field.
-        is_bounded: whether every field has rows or an end of the text on both sides, so that no token can belong to a
+        is_bounded: whether every field has slots or an end of the text on both sides, so that no token can belong to a
             field and to something else.
-        field_places: for each field part its name, and how many runs and how many rows stand before it.
+        field_places: for each field part its name, and how many slots stand before it.
     """
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self.parts = tuple(join_neighbours(parts))
         self.fields = field_names(self.parts)
-        self.runs = tuple(part.count for part in self.parts if isinstance(part, Rows))
+        self.slots = tuple(part for part in self.parts if isinstance(part, Slot))
+        self.runs = tuple(slot.count for slot in self.slots if isinstance(slot, Rows))
         self.prompt_length = sum(self.runs)
-        first_field = next((i for i, part in enumerate(self.parts) if isinstance(part, Field)), len(self.parts))
-        self.prefix_runs = sum(isinstance(part, Rows) for part in self.parts[:first_field])
-        kinds = [Rows, *map(type, self.parts), Rows]
-        self.is_bounded = all(
-            before is Rows and after is Rows
-            for before, kind, after in zip(kinds, kinds[1:], kinds[2:], strict=False)
-            if kind is Field
-        )
-        self.field_places: list[tuple[str, int, int]] = []
-        num_runs = num_rows = 0
+        self.field_places: list[tuple[str, int]] = []
+        num_slots = 0
         for part in self.parts:
             if isinstance(part, Field):
-                self.field_places.append((part.name, num_runs, num_rows))
-            elif isinstance(part, Rows):
-                num_runs += 1
-                num_rows += part.count
+                self.field_places.append((part.name, num_slots))
+            num_slots += isinstance(part, Slot)
+        around = [None, *self.parts, None]
+        self.is_bounded = all(
+            not isinstance(before, Text | Field) and not isinstance(after, Text | Field)
+            for before, part, after in zip(around, around[1:], around[2:], strict=False)
+            if isinstance(part, Field)
+        )
 
-    def render(self, item: Mapping[str, Any], run_texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-        """Put the fields' values and one text per run of rows in their places.
+    def render(self, item: Mapping[str, Any], slot_texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+        """Put the fields' values and one text per slot in their places.
 
         Args:
             item: the value of every field; other entries are ignored.
-            run_texts: what to write for each run of rows.
+            slot_texts: what to write for each of :attr:`slots`.
 
         Returns:
             The text, and for every field part the positions of its first character and behind its last one.
@@ -101,7 +121,7 @@ class Layout:
         pieces = []
         spans = []
         position = 0
-        runs = iter(run_texts)
+        slots = iter(slot_texts)
         for part in self.parts:
             if isinstance(part, Field):
                 piece = self._value(item, part.name)
@@ -109,25 +129,18 @@ class Layout:
             elif isinstance(part, Text):
                 piece = part.text
             else:
-                piece = next(runs)
+                piece = next(slots)
             pieces.append(piece)
             position += len(piece)
         return "".join(pieces), spans
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> dict[str, slice]:
         """Name the spans that :meth:`render` returned; a field that stands twice keeps its last place."""
-        return {name: slice(start, stop) for (name, _, _), (start, stop) in zip(self.field_places, spans, strict=True)}
+        return {name: slice(start, stop) for (name, _), (start, stop) in zip(self.field_places, spans, strict=True)}
 
     def compiled(self, marker: str) -> str:
         """The compiled template with ``marker`` for every row."""
-        marker = escape_braces(marker)
-        pieces = []
-        for part in self.parts:
-            if isinstance(part, Field):
-                pieces.append("{" + part.name + "}")
-            else:
-                pieces.append(escape_braces(part.text) if isinstance(part, Text) else marker * part.count)
-        return "".join(pieces)
+        return "".join(_compiled_part(part, escape_braces(marker)) for part in self.parts)
 
     def _value(self, item: Mapping[str, Any], name: str) -> str:
         value = item.get(name)
@@ -164,6 +177,16 @@ def join_neighbours(parts: Iterable[Part]) -> list[Part]:
         else:
             joined.extend(group)
     return joined
+
+
+def _compiled_part(part: Part, marker: str) -> str:
+    if isinstance(part, Field):
+        return "{" + part.name + "}"
+    if isinstance(part, Rows):
+        return marker * part.count
+    if isinstance(part, Tokens):
+        raise TemplateError("a layout with token ids belongs to one tokenizer and has no compiled template.")
+    return escape_braces(part.text if isinstance(part, Text) else part.name)
 
 
 def _holds_something(part: Part) -> bool:

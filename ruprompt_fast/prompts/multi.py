@@ -17,11 +17,12 @@ from ruprompt_fast.errors import (
 from ruprompt_fast.prompts import attachment
 from ruprompt_fast.prompts.context import PromptContext
 from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.patched import tokenize_for_patched
 from ruprompt_fast.prompts.prompt import Prompt
 from ruprompt_fast.prompts.providers import BasePromptProvider
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class MultiPrompt:
@@ -167,10 +168,23 @@ class MultiPrompt:
         Raises:
             UnknownPromptError: no prompt has the key; the message lists those that are there.
         """
+        return self._named(key)(text, **fields)
+
+    def tokenize(self, key: str, text: str | None = None, **fields: str) -> BatchEncoding:
+        """What the patched model reads of one prompt, see :meth:`Prompt.tokenize`.
+
+        Raises:
+            UnknownPromptError: no prompt has the key; the message lists those that are there.
+        """
+        if text is not None:
+            fields["text"] = text
+        return tokenize_for_patched(self._named(key).format, self.ctx, fields)
+
+    def _named(self, key: str) -> Prompt:
         prompt = self.prompts.get(key)
         if prompt is None:
             raise UnknownPromptError(f"unknown prompt {shown(key)}; there are {shown(sorted(self.prompts))}.")
-        return prompt(text, **fields)
+        return prompt
 
     def _attach_one_more(self, prompt: Prompt) -> None:
         model = cast("PreTrainedModel", self.ctx.model)

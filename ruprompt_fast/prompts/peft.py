@@ -1,7 +1,8 @@
 """Reading prompts that PEFT trained: folders with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-PEFT stores the rows that its prompt encoder made, under ``prompt_embeddings``, and puts them before the text. So the
-prompt becomes ``<P*n>{text}``. The rows of prefix tuning hold keys and values: that prompt is a deep one.
+PEFT stores the rows that its prompt encoder made, under ``prompt_embeddings``, and puts them before everything that the
+tokenizer gives for the text, special tokens included. So the prompt becomes ``<P*n>{text}``, compiled to say where
+these stand. The rows of prefix tuning hold keys and values: that prompt is a deep one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ruprompt_fast.prompts.reading.rows import finite_rows, read_rows
 from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
 from ruprompt_fast.prompts.reading.stored_tensor import StoredTensor
 from ruprompt_fast.prompts.reading.torch_file import read_torch
-from ruprompt_fast.prompts.template import PROMPT_TOKEN
+from ruprompt_fast.prompts.template import LEADING, PROMPT_TOKEN, TRAILING
 from ruprompt_fast.prompts.tensor_files import ROWS_KEY
 
 PEFT_CONFIG_NAME = "adapter_config.json"
@@ -63,7 +64,7 @@ def read_peft(folder: Path, task_id: int | None = None) -> StoredPrompt:
     rows = _read_rows(folder, path, kind, num_rows, kv_shape, task_id)
     model_name = config.get("base_model_name_or_path")
     return StoredPrompt(
-        PromptFormat(f"<P*{num_rows}>{{text}}", PROMPT_TOKEN * num_rows + "{text}"),
+        PromptFormat(f"<P*{num_rows}>{{text}}", f"{PROMPT_TOKEN * num_rows}{LEADING}{{text}}{TRAILING}"),
         PromptConfig(rows.shape[1], num_rows, model_name if isinstance(model_name, str) else None, kv_shape=kv_shape),
         rows,
     )

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ruprompt_fast.errors import BatchMismatchError, MissingFieldError, NotInitializedError
+from ruprompt_fast.errors import BatchMismatchError, MissingFieldError
 from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.private_tokenizer import tokenizer_state
+from ruprompt_fast.prompts.patched import marker_runs
 from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_with_targets
 
 if TYPE_CHECKING:
@@ -60,9 +60,11 @@ class BasePreprocessor(abc.ABC):
 class Text2TextPreprocessor(BasePreprocessor):
     """Formats an item, appends its target and the end-of-text token, tokenizes, and labels the target.
 
-    The ids are those of ``tokenizer(format(item) + target + tokenizer.eos_token)``, with the marker's id for soft rows.
+    The ids are those of ``format.encode(item, tokenizer, is_continued=True)``, with the marker's id for soft rows, then
+    the target as the text's continuation, then the end token's id.
     The labels are the target's tokens and the end token; a token that joins the target with the text before it
-    counts as the target's. Fields and targets may contain anything: a marker in them is plain text.
+    counts as the target's. Fields and targets may contain anything: a marker or a special token's text in them is plain
+    text.
 
         >>> preprocess = Text2TextPreprocessor(format, tokenizer, target_field="summary", max_tokens=1024,
         ...                                    truncation_field="text")
@@ -133,7 +135,7 @@ class Text2TextPreprocessor(BasePreprocessor):
         return isinstance(items.get(self.target_field), list | tuple)
 
     def _process(self, items: list[Item]) -> list[dict[str, Any]]:
-        marker_id = self._marker_id()
+        runs = marker_runs(self.prompt_format, self.tokenizer)
         if self.truncation_field is not None and self.truncation_field not in self.prompt_format.fields:
             raise MissingFieldError(
                 f"truncation_field must be a field of the template, one of {list(self.prompt_format.fields)}; "
@@ -147,7 +149,8 @@ class Text2TextPreprocessor(BasePreprocessor):
             [self._target(item) for item in items],
             self.tokenizer,
             self.prompt_format.prompt_token,
-            [[marker_id] * count for count in layout.runs],
+            runs,
+            is_continued=True,
         )
         return [self._example(text) for text in texts]
 
@@ -165,15 +168,3 @@ class Text2TextPreprocessor(BasePreprocessor):
         if item.get(self.target_field) is None:
             raise MissingFieldError(f"an item has no target {self.target_field!r}; it has {list(item)}.")
         return item[self.target_field]
-
-    def _marker_id(self) -> int:
-        marker = self.prompt_format.prompt_token
-        marker_id = tokenizer_state(self.tokenizer).markers.get(marker)
-        if marker_id is not None:
-            return marker_id
-        if not self.prompt_format.layout.prompt_length:
-            return 0  # never used
-        raise NotInitializedError(
-            f"the tokenizer does not know the marker {marker!r}; call prompt.patch(model, tokenizer), or "
-            "add_tokens(tokenizer) on the format, before preprocessing."
-        )

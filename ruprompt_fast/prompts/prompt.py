@@ -14,11 +14,12 @@ from ruprompt_fast.prompts.context import PromptContext
 from ruprompt_fast.prompts.deep import PrefixTuningProvider
 from ruprompt_fast.prompts.files import StoredPrompt
 from ruprompt_fast.prompts.format import PromptFormat
+from ruprompt_fast.prompts.patched import tokenize_for_patched
 from ruprompt_fast.prompts.providers import BasePromptProvider, TensorPromptProvider, as_provider
 from ruprompt_fast.prompts.storage import StoredPromptMixin
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import Self
 
 
@@ -86,7 +87,7 @@ class Prompt(StoredPromptMixin):
         Raises:
             PromptLengthError: the template has no rows, or too many to initialize.
             PromptInitError: the provider cannot be initialized in this way.
-            PromptMismatchError: the rows were made for another template or another width.
+            PromptMismatchError: the rows were made for another template, width or model.
             TemplateError: the rows of a deep prompt are not one run at the template's very start.
             UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
         """
@@ -102,6 +103,10 @@ class Prompt(StoredPromptMixin):
         self.provider.initialize(length, width, embedding, self.format.init_tokens or {})
         row_width = self.provider.row_width(width)
         attachment.check_rows(self.provider, length, row_width, self.config.pretrained_model_name)
+        if was_initialized:
+            attachment.check_base(self, model)
+        else:
+            self.config.base_model = attachment.base_of(model)
         self.config.prompt_length = length
         self.config.embedding_dim = row_width
         self.config.kv_shape = self.provider.kv_shape
@@ -167,6 +172,27 @@ class Prompt(StoredPromptMixin):
             fields["text"] = text
         return self.format(**fields)
 
+    def tokenize(self, text: str | None = None, **fields: str) -> BatchEncoding:
+        """What the patched model reads, for ``model.generate(**prompt.tokenize("..."))``.
+
+        Unlike ``tokenizer(prompt("..."))`` it puts special tokens where the template says, leaves out those that the
+        tokenizer puts behind a text that a decoder goes on with, and takes any text as text.
+
+        Args:
+            text: the field ``text``; a prompt without fields stands before it.
+            fields: the other fields.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, int64 [1, tokens], on the model's device.
+
+        Raises:
+            NotInitializedError: the prompt is not attached to a model.
+            MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+        """
+        if text is not None:
+            fields["text"] = text
+        return tokenize_for_patched(self.format, self.ctx, fields)
+
     def as_dict(self) -> dict[str, Any]:
         """What ``prompt.json`` holds.
 
@@ -175,7 +201,12 @@ class Prompt(StoredPromptMixin):
         """
         if not self.is_initialized:
             raise NotInitializedError("a prompt must be initialized before it is saved; call patch() or initialize().")
-        return {"format": self.format.as_dict(), "config": self.config.as_dict()}
+        base = self.config.base_model
+        return {
+            "format": self.format.as_dict(),
+            "config": self.config.as_dict(),
+            **({} if base is None else {"base_model": base.as_dict()}),
+        }
 
     @classmethod
     def _from_stored(cls, stored: StoredPrompt) -> Self:

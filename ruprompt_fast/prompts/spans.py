@@ -35,7 +35,7 @@ class EncodingSpans:
     Args:
         encoding: the tokenized text.
         num_chars: the text's length.
-        num_tokens: the number of its tokens, without special tokens behind it.
+        num_tokens: the number of its tokens.
     """
 
     def __init__(self, encoding: Encoding, num_chars: int, num_tokens: int) -> None:
@@ -72,13 +72,11 @@ class RetokenizedSpans:
 
     Args:
         text: the tokenized text.
-        num_leading: the number of special tokens before it.
         tokenize: gives the ids of a text, without special tokens.
     """
 
-    def __init__(self, text: str, num_leading: int, tokenize: Callable[[str], list[int]]) -> None:
+    def __init__(self, text: str, tokenize: Callable[[str], list[int]]) -> None:
         self._text = text
-        self._num_leading = num_leading
         self._tokenize = tokenize
         self._ids = tokenize(text)
 
@@ -94,7 +92,7 @@ class RetokenizedSpans:
         """The number of tokens that hold characters before a border only, and the first that holds none of them."""
         before = _common_prefix(self._tokenize(self._text[:char]), self._ids)
         behind = _common_prefix(self._tokenize(self._text[char:])[::-1], self._ids[::-1])
-        return self._num_leading + before, self._num_leading + max(len(self._ids) - behind, before)
+        return before, max(len(self._ids) - behind, before)
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

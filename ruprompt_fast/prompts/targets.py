@@ -10,13 +10,17 @@ from ruprompt_fast.errors import ContextLengthError, UnsupportedModelError
 from ruprompt_fast.prompts.encoding import TokenizedLayout, tokenize_layout
 from ruprompt_fast.prompts.layout import Field, Layout
 from ruprompt_fast.prompts.spans import TokenSpan
+from ruprompt_fast.prompts.special_tokens import Reading, place
+from ruprompt_fast.prompts.template import PROMPT_TOKEN
+from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Names that no template's field can have.
+# A name that no template's field can have.
 _TARGET = "{target}"
-_END = "{end}"
+
+_PROBE = "a"
 
 
 @dataclass
@@ -73,35 +77,74 @@ def tokenize_with_targets(
     tokenizer: PreTrainedTokenizerBase,
     marker: str,
     runs: Sequence[Sequence[int]],
+    is_continued: bool,
 ) -> list[TextWithTarget]:
     """Fill in the fields, append targets and end-of-text token, and tokenize; whatever the texts contain is plain text.
 
     Args:
         layout: the prompt's layout.
         fields: the fields of each text.
-        targets: the target of each text; None for texts without target and end token.
+        targets: the target of each text, which a decoder generates; None for texts without target and end token.
         tokenizer: the tokenizer; it is not changed.
         marker: the marker of the prompt's text form.
         runs: the ids of each run of soft rows.
+        is_continued: whether a decoder goes on with the text, see
+            :class:`~ruprompt_fast.prompts.special_tokens.Reading`.
 
     Raises:
         MissingFieldError, FieldTypeError: a field or a target is missing, or not a string.
         UnsupportedModelError: the tokenizer has no end-of-text token.
+        TemplateError: it lacks another special token, which the layout names.
     """
-    end = tokenizer.eos_token
-    if targets is not None and end is None:
-        raise UnsupportedModelError("training needs an end-of-text token; set tokenizer.eos_token.")
-    if targets is not None:
-        layout = Layout([*layout.parts, Field(_TARGET), Field(_END)])
-        fields = [{**item, _TARGET: target, _END: end} for item, target in zip(fields, targets, strict=True)]
-    tokenized = tokenize_layout(layout, fields, tokenizer, marker)
+    state = tokenizer_state(tokenizer)
+    if targets is None:
+        placed = state.place(tokenizer, layout, Reading(is_continued=is_continued))
+    else:
+        fields = [{**item, _TARGET: target} for item, target in zip(fields, targets, strict=True)]
+        end = _end_id(tokenizer)
+        placed = place(layout, state.specials(tokenizer), Reading(is_continued=True), [Field(_TARGET)], (end,))
+    tokenized = tokenize_layout(placed, fields, tokenizer, marker, state)
     return [_text_with_target(result, runs) for result in tokenized]
+
+
+def tokenize_decoder_targets(targets: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids that an encoder-decoder generates: each target as plain text, between what the tokenizer puts around one.
+
+    The end-of-text token stands behind every target, once, also where the tokenizer leaves it to its users.
+
+    Raises:
+        UnsupportedModelError: the tokenizer has no end-of-text token, or reads the same text in two ways.
+    """
+    end = _end_id(tokenizer)
+    leading, trailing = _around_targets(tokenizer)
+    if end not in trailing:
+        trailing = [*trailing, end]
+    private = tokenizer_state(tokenizer).private(tokenizer, PROMPT_TOKEN)
+    return [[*leading, *ids, *trailing] for ids in private.tokenize_targets(targets)]
+
+
+def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UnsupportedModelError("training needs an end-of-text token; set tokenizer.eos_token.")
+    return int(tokenizer.eos_token_id)
+
+
+def _around_targets(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts in front of a text to generate, such as the language's token, and behind it."""
+    text: list[int] = tokenizer(text_target=_PROBE, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(text_target=_PROBE)["input_ids"]
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return whole[:start], whole[start + len(text) :]
+    raise UnsupportedModelError(
+        f"{type(tokenizer).__name__} gives {whole} for a target with its special tokens and {text} without them; "
+        "expected the one inside the other."
+    )
 
 
 def _text_with_target(tokenized: TokenizedLayout, runs: Sequence[Sequence[int]]) -> TextWithTarget:
     ids = tokenized.expand(runs)
     spans = tokenized.spans()
-    start = min((spans[name].start for name in (_TARGET, _END) if name in spans), default=len(ids))
-    stop = spans[_END].stop if _END in spans else start
+    start = spans[_TARGET].start if _TARGET in spans else len(ids)
     fields_start = min((span.start for span in spans.values()), default=len(ids))
-    return TextWithTarget(ids, start, stop, fields_start, tokenized.prefix_len(), spans)
+    return TextWithTarget(ids, start, len(ids), fields_start, tokenized.prefix_len(), spans)

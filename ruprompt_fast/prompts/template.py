@@ -4,6 +4,10 @@ Two notations describe the same layout. A *template* is what people write::
 
     <P*60>{text}<P*20>        60 rows, the field, 20 rows
     <P>Question:</P>{text}    as many rows as "Question:" has tokens, initialized from those tokens
+    <P*60><bos>{text}         rows, the tokenizer's beginning-of-text token, the field
+
+``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. ``<|leading|>`` and
+``<|trailing|>`` say where the tokens stand that the tokenizer itself puts around every text, if not around all of it.
 
 A *compiled template* has one marker token per row, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what the
 text form of a prompt is made from. Both follow ``str.format``: ``{{`` and ``}}`` are literal braces.
@@ -16,7 +20,17 @@ from collections.abc import Callable, Sequence
 from string import Formatter
 
 from ruprompt_fast.errors import TemplateError, shown
-from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, RowsFromText, TemplatePart, Text, join_neighbours
+from ruprompt_fast.prompts.layout import (
+    Field,
+    Layout,
+    Part,
+    Rows,
+    RowsFromText,
+    Special,
+    TemplatePart,
+    Text,
+    join_neighbours,
+)
 from ruprompt_fast.prompts.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
 from ruprompt_fast.prompts.texts import is_text
 
@@ -29,10 +43,19 @@ PROMPT_TOKEN_FOR_KEY = "<|[{key}]P|>"
 PROMPT_TOKEN_SHORT = "<P>"
 """One soft row in a template."""
 
+BEGIN, END = "<bos>", "<eos>"
+"""The tokenizer's beginning-of-text and end-of-text token in a template."""
+
+LEADING, TRAILING = "<|leading|>", "<|trailing|>"
+"""The special tokens that the tokenizer puts in front of every text, and behind it."""
+
 # A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
 _KEY = rf"(?:(?!<\|\[|P\|>).){{0,{MAX_KEY_CHARS}}}?"
-MARKER_PATTERN = re.compile(rf"<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
-_TEMPLATE_PATTERN = re.compile(rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|<\|(?:\[(?P<key>{_KEY})\])?P\|>", re.DOTALL)
+_MARKER = rf"<\|(?:\[(?P<key>{_KEY})\])?P\|>"
+_SPECIAL = rf"(?P<special>{'|'.join(map(re.escape, (BEGIN, END, LEADING, TRAILING)))})"
+MARKER_PATTERN = re.compile(_MARKER, re.DOTALL)
+_COMPILED_PATTERN = re.compile(rf"{_MARKER}|{_SPECIAL}", re.DOTALL)
+_TEMPLATE_PATTERN = re.compile(rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|{_MARKER}|{_SPECIAL}", re.DOTALL)
 
 
 def split_fields(template: str) -> list[Text | Field]:
@@ -83,8 +106,8 @@ def parse_template(template: str) -> tuple[TemplatePart, ...]:
     """Read a template as people write it.
 
     Raises:
-        TemplateError: see :func:`split_fields`; also a bad repeat count, an empty ``<P></P>``, a field between ``<P>``
-            and ``</P>``, or a keyed marker.
+        TemplateError: see :func:`split_fields`; also a bad repeat count, an empty ``<P></P>``, a field or special token
+            between ``<P>`` and ``</P>``, a keyed marker, or ``<|leading|>`` or ``<|trailing|>`` twice or among fields.
     """
     parts: list[TemplatePart] = []
     is_open = False  # the last thing among the rows was a <P> without its </P>
@@ -94,6 +117,7 @@ def parse_template(template: str) -> tuple[TemplatePart, ...]:
         else:
             parts.append(piece)
     _check_rows(sum(part.count for part in parts if isinstance(part, Rows)))
+    _check_ends(parts, template)
     return tuple(parts)
 
 
@@ -101,7 +125,8 @@ def parse_compiled(compiled: str) -> tuple[Layout, str | None]:
     """Read a compiled template: its layout and the key that its markers carry, if any.
 
     Raises:
-        TemplateError: see :func:`split_fields`; also markers of more than one kind.
+        TemplateError: see :func:`split_fields`; also markers of more than one kind, or ``<|leading|>`` or
+            ``<|trailing|>`` twice or among fields.
     """
     parts: list[Part] = []
     markers = {}
@@ -111,18 +136,23 @@ def parse_compiled(compiled: str) -> tuple[Layout, str | None]:
             parts.append(piece)
             continue
         end = 0
-        for match in MARKER_PATTERN.finditer(piece.text):
+        for match in _COMPILED_PATTERN.finditer(piece.text):
+            parts.append(Text(piece.text[end : match.start()]))
+            end = match.end()
+            if match["special"] is not None:
+                parts.append(Special(match["special"]))
+                continue
             num_rows += 1
             _check_rows(num_rows)
-            parts += [Text(piece.text[end : match.start()]), Rows(1)]
+            parts.append(Rows(1))
             markers[match.group()] = match["key"]
-            end = match.end()
         parts.append(Text(piece.text[end:]))
     if len(markers) > 1:
         raise TemplateError(
             f"a compiled template has one marker, repeated; found {shown(sorted(markers))} in {shown(compiled)}. "
             "Use one template for each prompt."
         )
+    _check_ends(parts, compiled)
     return Layout(parts), next(iter(markers.values()), None)
 
 
@@ -183,6 +213,23 @@ def _check_rows(count: int) -> None:
         raise TemplateError(f"a prompt has at most {MAX_ROWS} rows; this template has more than {count - 1}.")
 
 
+def _check_ends(parts: Sequence[TemplatePart], template: str) -> None:
+    """Check that what a tokenizer puts around a text stands around the fields, once.
+
+    Raises:
+        TemplateError: it does not.
+    """
+    fields = [index for index, part in enumerate(parts) if isinstance(part, Field)]
+    for name in (LEADING, TRAILING):
+        places = [index for index, part in enumerate(parts) if part == Special(name)]
+        is_outside = all(
+            (place < min(fields)) if name == LEADING else (place > max(fields)) for place in places if fields
+        )
+        if len(places) > 1 or not is_outside:
+            side = "before the first" if name == LEADING else "behind the last"
+            raise TemplateError(f"{name} stands once in a template, {side} field; found {shown(template)}.")
+
+
 def _checked_name(name: str, spec: str | None, conversion: str | None, template: str) -> str:
     stripped = name.strip()
     if not stripped or stripped.isdigit():
@@ -207,7 +254,7 @@ def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: s
             if not is_open:
                 continue  # plain text, and part of the next piece of it
             if not opened_here or not before:
-                problem = "nothing" if opened_here else "a field"
+                problem = "nothing" if opened_here else "a field or a special token"
                 raise TemplateError(
                     f"there is {problem} between <P> and </P> in the template {shown(template)}; "
                     "put literal text there, or write <P*N> for N rows."
@@ -217,8 +264,12 @@ def _parse_text(text: str, parts: list[TemplatePart], is_open: bool, template: s
         else:
             if before:
                 parts.append(Text(before))
-            parts.append(Rows(_row_count(match, template)))
-            is_open = opened_here = mark == PROMPT_TOKEN_SHORT
+            if match["special"] is not None:
+                parts.append(Special(mark))
+                opened_here = False
+            else:
+                parts.append(Rows(_row_count(match, template)))
+                is_open = opened_here = mark == PROMPT_TOKEN_SHORT
         end = match.end()
     if text[end:]:
         parts.append(Text(text[end:]))

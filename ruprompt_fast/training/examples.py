@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ruprompt_fast.errors import LabelError, RupromptError, TaskError
 from ruprompt_fast.prompts import PromptFormat
+from ruprompt_fast.prompts.encoding import row_ids
 from ruprompt_fast.prompts.layout import Layout, Rows
 from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
-from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_with_targets
+from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_decoder_targets, tokenize_with_targets
 from ruprompt_fast.routing import context_length
 from ruprompt_fast.training.task import Task
 
@@ -89,7 +90,7 @@ class ExampleEncoder:
             )
         self._marker = format.prompt_token
         self._layout = format.layout
-        self._runs = _row_ids(self._layout, first_row_id)
+        self._runs = row_ids(self._layout, first_row_id)
         self._first_row_id = first_row_id
         if num_deep_rows:
             self._layout = Layout(part for part in format.layout.parts if not isinstance(part, Rows))
@@ -126,15 +127,22 @@ class ExampleEncoder:
                     targets.append(self.task.target_of(row))
         in_text = not self._is_encoder_decoder and self.task.objective != "classification"
         texts = tokenize_with_targets(
-            self._layout, fields, targets if in_text else None, self._tokenizer, self._marker, self._runs
+            self._layout,
+            fields,
+            targets if in_text else None,
+            self._tokenizer,
+            self._marker,
+            self._runs,
+            is_continued=not self._is_encoder_decoder,
         )
+        decoded = tokenize_decoder_targets(targets, self._tokenizer) if self._is_encoder_decoder and targets else []
         examples = []
         for index, text in enumerate(texts):
             with _naming_row(first + index):
                 if self.task.objective == "classification":
                     examples.append(self._classification(text, golds[index]))
                 elif self._is_encoder_decoder:
-                    examples.append(self._sequence_to_sequence(text, targets[index]))
+                    examples.append(self._sequence_to_sequence(text, decoded[index]))
                 else:
                     examples.append(self._causal(text))
         return examples
@@ -152,14 +160,8 @@ class ExampleEncoder:
             raise TaskError("nothing of the example is to be generated; check the task's target.")
         return self._example(ids, text.prefix_len, labels)
 
-    def _sequence_to_sequence(self, text: TextWithTarget, target: str) -> Example:
+    def _sequence_to_sequence(self, text: TextWithTarget, labels: list[int]) -> Example:
         text.cut(self._max_tokens, self.task.truncation_field)
-        labels = list(cast("list[int]", self._tokenizer(text_target=target)["input_ids"]))
-        end = self._tokenizer.eos_token_id
-        if end is not None and labels[-1:] != [end]:  # T5's tokenizer adds it, others leave it to their users
-            labels.append(end)
-        if not labels:
-            raise TaskError("nothing of the example is to be generated; check the task's target.")
         return self._example(text.input_ids, 0, labels)
 
     def _classification(self, text: TextWithTarget, gold: int) -> Example:
@@ -202,14 +204,6 @@ class ExampleEncoder:
                 )
             first[tokens[0]] = word
         return ids
-
-
-def _row_ids(layout: Layout, first_row_id: int) -> list[range]:
-    runs = []
-    for count in layout.runs:
-        runs.append(range(first_row_id, first_row_id + count))
-        first_row_id += count
-    return runs
 
 
 @contextmanager

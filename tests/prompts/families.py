@@ -10,6 +10,8 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ruprompt_fast.prompts import PromptFormat
+
 CORPUS = [
     "Мороз и солнце; день чудесный! Ещё ты дремлешь, друг прелестный.",
     "question: what is the answer? the answer is <P> or <|P|> and nothing else",
@@ -126,6 +128,13 @@ BUILDERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
         python_bytes,
     )
 }
+
+
+def with_text_form(template: str, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """The format of a template with the tokenizer's leading tokens at the very beginning, as in the text form."""
+    compiled = PromptFormat(template, tokenizer=tokenizer).compiled_template
+    assert compiled is not None
+    return PromptFormat(template, compiled.replace("<|leading|>", ""), tokenizer)
 
 
 @cache

@@ -12,14 +12,14 @@ from collections.abc import Callable
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from prompts.families import BUILDERS, CORPUS, shared
+from prompts.families import BUILDERS, CORPUS, shared, with_text_form
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ruprompt_fast.errors import FieldTypeError, MissingFieldError, TokenIdError, UnsupportedModelError
 from ruprompt_fast.prompts import EncodedPrompt, PromptFormat
-from ruprompt_fast.prompts import private_tokenizer as private_module
+from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
 
 FAMILIES = list(BUILDERS)
 FIRST = 10_000
@@ -67,10 +67,6 @@ def through_text(format: PromptFormat, item: dict[str, str], tokenizer: PreTrain
     return [next(rows) if token == marker else token for token in tokenizer(format(item)).input_ids]
 
 
-def initialized(template: str, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
-    return PromptFormat(template, tokenizer=tokenizer)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 class TestAllFamilies:
     @settings(max_examples=80, deadline=None)
@@ -78,7 +74,7 @@ class TestAllFamilies:
     def test_equals_the_tokenized_text(self, family: str, template: str, item: dict[str, str]) -> None:
         assume(not any("P|>" in text or "\ud800" <= text[:1] <= "\udfff" for text in item.values()))
         tokenizer = shared(family)
-        format = initialized(template, tokenizer)
+        format = with_text_form(template, tokenizer)
         expected = through_text(format, item, tokenizer)
         # A combining character behind a marker can swallow it in the text form; encode() keeps every row.
         assume(sum(token >= FIRST for token in expected) == format.prompt_length)
@@ -89,11 +85,11 @@ class TestAllFamilies:
     @given(template=templates(), items=st.lists(fields, max_size=4))
     def test_batches_prefixes_and_ranges(self, family: str, template: str, items: list[dict[str, str]]) -> None:
         tokenizer = shared(family)
-        format = initialized(template, tokenizer)
+        format = with_text_form(template, tokenizer)
         batch = format.encode_batch(items, tokenizer)
         assert batch == [format.encode(item, tokenizer) for item in items]
         prefix = format.static_prefix(tokenizer)
-        first_row = private_module.tokenizer_state(tokenizer).first_free_id
+        first_row = tokenizer_state(tokenizer).first_free_id
         assert not prefix or prefix[-1] >= first_row
         for encoded, item in zip(batch, items, strict=True):
             assert encoded.input_ids[: encoded.prefix_len] == prefix
@@ -108,8 +104,8 @@ class TestAllFamilies:
 
     def test_text_that_looks_like_a_marker_is_text(self, family: str) -> None:
         tokenizer = copy.deepcopy(shared(family))
-        format = initialized("<P*2>{a}<P>", tokenizer)
-        other = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P*2>{a}<P>", tokenizer)
+        other = with_text_form("<P>{a}", tokenizer)
         other.set_key("x")
         value = "<P><|P|> {braces} {{ <|[x]P|> </P>"
         untouched = tokenizer(value, add_special_tokens=False).input_ids
@@ -124,7 +120,7 @@ class TestAllFamilies:
 
     def test_special_tokens(self, family: str) -> None:
         tokenizer = shared(family)
-        format = initialized("<P*2>{a}<P>", tokenizer)
+        format = with_text_form("<P*2>{a}<P>", tokenizer)
         plain = format.encode({"a": "two"}, tokenizer, FIRST, add_special_tokens=False)
         assert plain.input_ids[:2] == [FIRST, FIRST + 1]
         assert plain.input_ids[-1] == FIRST + 2
@@ -137,7 +133,7 @@ class TestAllFamilies:
 
     def test_ranges_between_rows_are_exact(self, family: str) -> None:
         tokenizer = shared(family)
-        format = initialized("<P>{a}<P>{b}", tokenizer)
+        format = with_text_form("<P>{a}<P>{b}", tokenizer)
         encoded = format.encode({"a": "the answer", "b": "two"}, tokenizer, FIRST)
         rows = [position for position, token in enumerate(encoded.input_ids) if token >= FIRST]
         assert encoded.field_ranges["a"] == slice(rows[0] + 1, rows[1])
@@ -146,7 +142,7 @@ class TestAllFamilies:
 
     def test_ranges_inside_text(self, family: str) -> None:
         tokenizer = shared(family)
-        format = initialized("<P>question: {a}, {b}\n{a}{c}", tokenizer)
+        format = with_text_form("<P>question: {a}, {b}\n{a}{c}", tokenizer)
         item = {"a": "солнце", "b": "two  three", "c": "день"}
         encoded = format.encode(item, tokenizer, FIRST)
         for name, value in item.items():
@@ -164,7 +160,7 @@ class TestMarkersOfTheTextForm:
     def test_marker_added_by_its_text(self, family: str) -> None:
         tokenizer = copy.deepcopy(shared(family))
         tokenizer.add_tokens(["<|P|>"])
-        format = initialized("Q: <P*3>{a} two<P>{b}", tokenizer)
+        format = with_text_form("Q: <P*3>{a} two<P>{b}", tokenizer)
         item = {"a": " the answer ", "b": "день"}
         expected = through_text(format, item, tokenizer)
         encoded = format.encode(item, tokenizer, FIRST).input_ids
@@ -180,7 +176,7 @@ class TestMarkersOfTheTextForm:
     def test_marker_added_with_flags(self, family: str, flags: dict[str, bool]) -> None:
         tokenizer = copy.deepcopy(shared(family))
         tokenizer.add_tokens([AddedToken("<|P|>", **flags)])
-        format = initialized("Q: <P*3> {a} two <P> {b}", tokenizer)
+        format = with_text_form("Q: <P*3> {a} two <P> {b}", tokenizer)
         item = {"a": " the answer ", "b": " день"}
         assert format.encode(item, tokenizer, FIRST).input_ids == through_text(format, item, tokenizer)
 
@@ -188,7 +184,7 @@ class TestMarkersOfTheTextForm:
 class TestRowIds:
     def test_default_is_the_first_free_id(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P*2>{a}", tokenizer)
+        format = with_text_form("<P*2>{a}", tokenizer)
         size = len(tokenizer)
         assert format.encode({"a": ""}, tokenizer).input_ids == [size, size + 1]
         format.add_tokens(tokenizer)
@@ -196,7 +192,7 @@ class TestRowIds:
 
     def test_ids_of_tokens_are_refused(self) -> None:
         tokenizer = shared("byte_level")
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         size = len(tokenizer)
         assert format.encode({"a": ""}, tokenizer, size).input_ids == [size]
         for wrong in (0, size - 1):
@@ -205,13 +201,13 @@ class TestRowIds:
 
     def test_no_rows(self) -> None:
         tokenizer = shared("metaspace_first")
-        format = initialized("Q: {a}", tokenizer)
+        format = with_text_form("Q: {a}", tokenizer)
         assert format.encode({"a": "two"}, tokenizer).input_ids == tokenizer("Q: two").input_ids
         assert format.static_prefix(tokenizer) == []
 
     def test_no_fields(self) -> None:
         tokenizer = shared("metaspace_first")
-        format = initialized("x<P*2>two", tokenizer)
+        format = with_text_form("x<P*2>two", tokenizer)
         encoded = format.encode({}, tokenizer, FIRST)
         assert encoded.field_ranges == {}
         assert format.static_prefix(tokenizer, FIRST) == encoded.input_ids[: encoded.prefix_len]
@@ -220,13 +216,13 @@ class TestRowIds:
 
     def test_literal_text_behind_the_last_row_is_not_in_the_prefix(self) -> None:
         tokenizer = shared("byte_level_nfc")
-        format = initialized("Q: <P*2>passage {a}<P>", tokenizer)
+        format = with_text_form("Q: <P*2>passage {a}<P>", tokenizer)
         prefix = format.static_prefix(tokenizer, FIRST)
         assert prefix == [*tokenizer("Q: ").input_ids, FIRST, FIRST + 1]
 
     def test_missing_and_wrong_fields(self) -> None:
         tokenizer = shared("byte_level")
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         with pytest.raises(MissingFieldError):
             format.encode({}, tokenizer)
         with pytest.raises(FieldTypeError):
@@ -249,40 +245,44 @@ class TestStateOfTokenizers:
     def test_the_tokenizer_is_not_changed(self) -> None:
         tokenizer = copy.deepcopy(shared("metaspace_first"))
         before = tokenizer.backend_tokenizer.to_str()
-        initialized("<P>{a}", tokenizer).encode({"a": "x"}, tokenizer)
+        with_text_form("<P>{a}", tokenizer).encode({"a": "x"}, tokenizer)
         assert tokenizer.backend_tokenizer.to_str() == before
 
     def test_added_tokens_are_noticed(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         format.encode({"a": "the answer"}, tokenizer)
         tokenizer.add_tokens(["answer"])
         assert format.encode({"a": "the answer"}, tokenizer, FIRST).input_ids[-1] == len(tokenizer) - 1
 
     def test_a_new_post_processor_is_noticed(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         assert format.encode({"a": ""}, tokenizer, FIRST).input_ids == [FIRST]
         tokenizer.add_bos_token = True
         assert format.encode({"a": ""}, tokenizer, FIRST).input_ids == [tokenizer.bos_token_id, FIRST]
 
-    def test_split_special_tokens_is_noticed(self) -> None:
+    def test_split_special_tokens_is_noticed_where_control_text_is_read(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         item = {"a": "</s>"}
-        assert format.encode(item, tokenizer, FIRST).input_ids == [FIRST, tokenizer.eos_token_id]
+        read = format.encode(item, tokenizer, FIRST, reads_control_text=True)
+        assert read.input_ids == [FIRST, tokenizer.eos_token_id]
+        plain = format.encode(item, tokenizer, FIRST).input_ids
         tokenizer.split_special_tokens = True
-        assert format.encode(item, tokenizer, FIRST).input_ids == through_text(format, item, tokenizer)
+        assert plain == [FIRST, *tokenizer("</s>").input_ids]
+        assert format.encode(item, tokenizer, FIRST, reads_control_text=True).input_ids == plain
 
     def test_markers_between_other_added_tokens(self) -> None:
         """Taking a marker out must not move the ids behind it."""
         tokenizer = copy.deepcopy(shared("byte_level"))
         tokenizer.add_tokens(["<first>"])
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         format.add_tokens(tokenizer)
         tokenizer.add_tokens(["<last>"])
         tokenizer.add_special_tokens({"additional_special_tokens": ["<special>"]})
-        ids = format.encode({"a": "<first><last><special>"}, tokenizer, FIRST).input_ids
+        item = {"a": "<first><last><special>"}
+        ids = format.encode(item, tokenizer, FIRST, reads_control_text=True).input_ids
         assert ids == [FIRST, *tokenizer.convert_tokens_to_ids(["<first>", "<last>", "<special>"])]
 
     @pytest.mark.parametrize("kind", [PreTrainedTokenizerFast, _ShoutingTokenizer])
@@ -298,9 +298,9 @@ class TestStateOfTokenizers:
         )
         tokenizer = kind(tokenizer_object=base, eos_token="</s>")
         tokenizer.add_tokens(["<last>"])
-        format = initialized("<P*2>{a}", tokenizer)
+        format = with_text_form("<P*2>{a}", tokenizer)
         assert format.add_tokens(tokenizer) == [0]
-        item = {"a": "the<last> answer</s>"}
+        item = {"a": "the<last> answer"}
         encoded = format.encode(item, tokenizer, FIRST)
         assert encoded.input_ids == through_text(format, item, tokenizer)
         assert len(tokenizer) - 1 in encoded.input_ids
@@ -310,7 +310,7 @@ class TestStateOfTokenizers:
 
     def test_tokenizers_are_not_kept_alive(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P>{a}", tokenizer)
+        format = with_text_form("<P>{a}", tokenizer)
         format.encode({"a": "x"}, tokenizer)
         reference = weakref.ref(tokenizer)
         del tokenizer
@@ -320,15 +320,15 @@ class TestStateOfTokenizers:
     def test_guessed_marker(self) -> None:
         """A text with the private marker itself gets another marker."""
         tokenizer = copy.deepcopy(shared("byte_level"))
-        format = initialized("<P>{a}<P>", tokenizer)
-        marker = private_module.tokenizer_state(tokenizer).private(tokenizer, "<|P|>").marker
+        format = with_text_form("<P>{a}<P>", tokenizer)
+        marker = tokenizer_state(tokenizer).private(tokenizer, "<|P|>").marker
         encoded = format.encode_batch([{"a": "x"}, {"a": f"x{marker}y"}], tokenizer, FIRST)[1]
         assert encoded.input_ids[1:-1] == tokenizer(f"x{marker}y").input_ids
         assert (encoded.input_ids[0], encoded.input_ids[-1]) == (FIRST, FIRST + 1)
 
     def test_threads(self) -> None:
         tokenizer = copy.deepcopy(shared("metaspace_always"))
-        format = initialized("<P*5>{a}<P>", tokenizer)
+        format = with_text_form("<P*5>{a}<P>", tokenizer)
         expected = format.encode({"a": "the answer"}, copy.deepcopy(tokenizer), FIRST)
         results = []
 
@@ -346,7 +346,7 @@ class TestStateOfTokenizers:
 class TestOtherTokenizers:
     def test_a_class_that_adds_to_its_backend(self) -> None:
         tokenizer = _ShoutingTokenizer(tokenizer_object=shared("metaspace_first").backend_tokenizer, eos_token="</s>")
-        format = initialized("Q <P*2>{a}x", tokenizer)
+        format = with_text_form("Q <P*2>{a}x", tokenizer)
         item = {"a": "one two"}
         encoded = format.encode(item, tokenizer, FIRST)
         assert encoded.input_ids == through_text(format, item, tokenizer)
@@ -357,7 +357,7 @@ class TestOtherTokenizers:
     def test_a_tokenizer_that_splits_its_added_tokens(self) -> None:
         tokenizer = ByT5Tokenizer(extra_ids=0, split_special_tokens=True)
         with pytest.raises(UnsupportedModelError, match="in one piece"):
-            initialized("<P>{a}", tokenizer).encode({"a": "x"}, tokenizer)
+            with_text_form("<P>{a}", tokenizer).encode({"a": "x"}, tokenizer)
 
     def test_python_tokenizer_that_cannot_take_tokens(self) -> None:
         class Closed(ByT5Tokenizer):
@@ -375,7 +375,7 @@ class TestOtherTokenizers:
 def test_is_faster_than_the_text_form() -> None:
     """By about four times for this prompt; the bound leaves room for a busy machine."""
     tokenizer = copy.deepcopy(shared("byte_level"))
-    format = initialized("<P*60>{text}<P*20>", tokenizer)
+    format = with_text_form("<P*60>{text}<P*20>", tokenizer)
     format.add_tokens(tokenizer)
     item = {"text": "Мороз и солнце; день чудесный!"}
 

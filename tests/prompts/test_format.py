@@ -8,7 +8,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompts.families import shared
+from prompts.families import shared, with_text_form
 from prompts.tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -80,8 +80,8 @@ class TestTemplates:
             ("<P*99999999>", "number of rows"),
             ("<P*19999><P*2>", "at most 20000 rows"),
             ("<P></P>", "nothing between"),
-            ("<P>{text}</P>", "a field between"),
-            ("<P>a {text} b</P>", "a field between"),
+            ("<P>{text}</P>", "a field or a special token between"),
+            ("<P>a {text} b</P>", "a field or a special token between"),
             ("<|[key]P|>{text}", "set_key"),
             (None, "must be a string"),
         ],
@@ -319,6 +319,6 @@ class TestAddTokens:
     @pytest.mark.parametrize("family", ["wordpiece", "prepending_normalizer"])
     def test_markers_survive_normalizers(self, family: str) -> None:
         tokenizer = copy.deepcopy(shared(family))
-        format = PromptFormat("<P*3>{a}<P>", tokenizer=tokenizer)
+        format = with_text_form("<P*3>{a}<P>", tokenizer)
         [marker] = format.add_tokens(tokenizer)
         assert tokenizer(format(a="two <|p|>")).input_ids.count(marker) == 4

@@ -1,0 +1,102 @@
+"""The text form of a prompt, as in ruPrompts: a text with markers, for the tokenizer to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ruprompt_fast.errors import ControlTextError, MarkerInFieldError, NotInitializedError, TextFormError, shown
+from ruprompt_fast.prompts.base_format import Ranges
+from ruprompt_fast.prompts.layout import Layout, Part, Rows, Special, Text
+from ruprompt_fast.prompts.special_tokens import SpecialTokens
+from ruprompt_fast.prompts.template import LEADING, MARKER_PATTERN, TRAILING
+
+_MARKER_END = "P|>"
+
+
+class TextForm:
+    """Writes texts that a tokenizer, with its special tokens around them, reads as the layout says.
+
+    Args:
+        layout: the layout.
+        specials: the tokenizer's special tokens, if it is known; what it adds is not checked otherwise.
+        marker: what to write for a row.
+
+    Raises:
+        TextFormError: rows stand before special tokens that the tokenizer adds in front of the whole text, or text
+            stands behind those that it adds at its end.
+        NotInitializedError: the layout names ``<bos>`` or ``<eos>``, and the tokenizer is not known.
+    """
+
+    def __init__(self, layout: Layout, specials: SpecialTokens | None, marker: str) -> None:
+        self._specials = specials
+        self._marker = marker
+        if specials is not None:
+            layout = specials.recognize(layout)
+            _check_order(layout, specials)
+        self._layout = Layout(self._written(part) for part in layout.parts)
+
+    def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
+        """Fill in the fields, see :meth:`PromptFormat.__call__`.
+
+        Raises:
+            MarkerInFieldError, ControlTextError: a field contains a marker, or a special token's text.
+        """
+        layout = self._layout
+        text, spans = layout.render(item, [self._marker * count for count in layout.runs])
+        if text.count(_MARKER_END) != layout.prompt_length:
+            self._check_markers(text, item)
+        self._check_control_text(text, item)
+        return (text, layout.ranges(spans)) if return_ranges else text
+
+    def _written(self, part: Part) -> Part:
+        if not isinstance(part, Special):
+            return part
+        if part.name in (LEADING, TRAILING):
+            return Text("")  # the tokenizer adds them
+        if self._specials is not None:
+            return Text(self._specials.token(part.name)[0])
+        raise NotInitializedError(
+            f"the template holds {part.name}, whose text is the tokenizer's: call initialize(tokenizer) or patch()."
+        )
+
+    def _check_markers(self, text: str, item: Mapping[str, Any]) -> None:
+        if sum(1 for _ in MARKER_PATTERN.finditer(text)) == self._layout.prompt_length:
+            return  # literal text contains the end of a marker
+        guilty = [name for name in self._layout.fields if MARKER_PATTERN.search(item[name])]
+        raise MarkerInFieldError(
+            f"the text of {shown(guilty or list(self._layout.fields))} contains a prompt marker such as "
+            f"{shown(self._marker)}, alone or together with the template's own text {shown(self._literals())}. The "
+            "text form cannot tell it from the template's rows: remove it, or use encode(), where markers in fields "
+            "are plain text."
+        )
+
+    def _check_control_text(self, text: str, item: Mapping[str, Any]) -> None:
+        if self._specials is None:
+            return
+        expected = [special for literal in self._literals() for special in self._specials.find(literal)]
+        found = self._specials.find(text)
+        if found == expected:
+            return
+        guilty = [name for name in self._layout.fields if self._specials.find(item[name])]
+        raise ControlTextError(
+            f"the text of {shown(guilty or list(self._layout.fields))} contains a special token of the tokenizer, "
+            f"alone or together with the template's own text: {shown(found)}. The text form cannot tell it from the "
+            "token: remove it, or use encode(), where special tokens in fields are plain text."
+        )
+
+    def _literals(self) -> list[str]:
+        return [part.text for part in self._layout.parts if isinstance(part, Text)]
+
+
+def _check_order(layout: Layout, specials: SpecialTokens) -> None:
+    parts = list(layout.parts)
+    before = parts[: parts.index(Special(LEADING))] if Special(LEADING) in parts else []
+    behind = parts[parts.index(Special(TRAILING)) + 1 :] if Special(TRAILING) in parts else []
+    stands_alone = specials.marks_beginning and all(isinstance(part, Rows | Special) for part in before)
+    if (before and (specials.leading or stands_alone)) or (behind and specials.trailing):
+        raise TextFormError(
+            "this prompt has no text form: the tokenizer puts its special tokens around the whole text, and the "
+            f"prompt's template says {shown(layout.compiled('<P>'))}. Use prompt.tokenize() or format.encode(); or "
+            f"write {LEADING} at the template's beginning and {TRAILING} at its end, and train the prompt so."
+        )
