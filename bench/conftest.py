@@ -11,7 +11,8 @@ def line(name: str, bench: Any, first: Any) -> str:
     """Milliseconds, tokens per second where tokens were counted, and peak memory where that was measured.
 
     The ratios are of the medians and of the fastest rounds: how many times longer than the first a candidate takes. The
-    peak's says how many times the memory of the first.
+    peak's says how many times the memory of the first. Beside other work, the last
+    figure is the share of the rate alone.
     """
     stats = bench.stats
     median, low, high = (1e3 * value for value in (stats.median, stats.q1, stats.q3))
@@ -19,7 +20,9 @@ def line(name: str, bench: Any, first: Any) -> str:
     tokens, peak = bench.extra_info.get("tokens"), bench.extra_info.get("peak_bytes")
     rate = f"  {tokens / stats.median:>9.1f} tokens/s" if tokens else ""
     memory = f"  {peak / 2**20:>8.1f} MiB {peak / first.extra_info['peak_bytes']:>6.2f}" if peak else ""
-    return f"  {name:<16}{median:>10.3f} ms  ({low:.3f} .. {high:.3f})  {ratios}{rate}{memory}"
+    share = bench.extra_info.get("share_of_alone")
+    beside = f"  {share:>6.2f} of alone" if share else ""
+    return f"  {name:<16}{median:>10.3f} ms  ({low:.3f} .. {high:.3f})  {ratios}{rate}{memory}{beside}"
 
 
 @pytest.hookimpl(trylast=True)

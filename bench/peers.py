@@ -48,6 +48,7 @@ class Ours:
         prompts: the prompts by name.
         tokenizer: of a model given as an object.
         max_batch_size: tasks that run together at most.
+        threads: how many threads compute; None lets the model decide.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Ours:
         prompts: Mapping[str, Prompt] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_batch_size: int = 64,
+        threads: int | None = None,
     ) -> None:
         self.model = FastPromptModel.from_pretrained(
-            source, prompts, tokenizer, dtype, device="cpu", max_batch_size=max_batch_size
+            source, prompts, tokenizer, dtype, device="cpu", max_batch_size=max_batch_size, threads=threads
         )
 
     def generate(self, tasks: Sequence[Task]) -> list[list[int]]:

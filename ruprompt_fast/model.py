@@ -103,6 +103,7 @@ class FastPromptModel:
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
         host_cache_bytes: int = 1 << 30,
+        threads: int | None = None,
     ) -> FastPromptModel:
         """Load a model and its prompts.
 
@@ -121,6 +122,8 @@ class FastPromptModel:
             prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A
                 request whose prefix alone is larger is refused.
             host_cache_bytes: host memory for prefixes that had to leave the pages.
+            threads: how many threads of a CPU compute, always; None takes the caller's ``torch.get_num_threads()``, and
+                fewer for as long as other programs take processors.
 
         Raises:
             SettingError: a size, dtype or device that cannot work.
@@ -131,7 +134,13 @@ class FastPromptModel:
                 cannot be loaded. Nothing is changed in a model object then.
         """
         options = EngineOptions(
-            max_batch_size, max_step_tokens, kv_cache_bytes, prefix_cache_bytes, host_cache_bytes, int8=is_int8(dtype)
+            max_batch_size,
+            max_step_tokens,
+            kv_cache_bytes,
+            prefix_cache_bytes,
+            host_cache_bytes,
+            int8=is_int8(dtype),
+            threads=threads,
         )
         weight_dtype, target = weight_dtype_of(dtype), device_of(device)
         sources = sources_of(prompts)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["decode", "prompts", "mixed", "growth", "training"])
+@pytest.mark.parametrize("name", ["decode", "neighbour", "prompts", "mixed", "growth", "training"])
 def test_the_benchmark_runs(name: str) -> None:
     # Without real weights, which tests of their own load. Peers that are not installed are skipped in there.
     command = [sys.executable, "-m", "pytest", f"bench/bench_{name}.py", "--benchmark-only", "-q", "-k", "not smollm2"]
