@@ -1,4 +1,4 @@
-"""The padded path: transformers' own ``generate`` on a left-padded batch of requests with mixed prompts."""
+"""The padded path: transformers' own ``generate`` on a padded batch of requests with mixed prompts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ruprompt_fast.engine.apart import Apart
 from ruprompt_fast.engine.context import NewTokens
 from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.fair_lock import FairLock
+from ruprompt_fast.engine.padded_batch import Togetherness, assemble, request_batches, task_batches
 from ruprompt_fast.engine.padded_context import (
     WideLogits,
     check_attached,
@@ -26,13 +27,13 @@ from ruprompt_fast.engine.padded_context import (
 )
 from ruprompt_fast.engine.padded_noise import RequestNoise
 from ruprompt_fast.engine.padded_output import make_output, token_logprobs
+from ruprompt_fast.engine.padded_probe import first_logits_settings, togetherness
 from ruprompt_fast.engine.padded_stream import BetweenTokens, TokenSender
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.engine.stopping import StopStrings, unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.text import TextStream
 from ruprompt_fast.errors import RupromptError, SettingError, UnsupportedModelError
-from ruprompt_fast.routing import batch_dependence
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,11 +46,12 @@ _MAX_CALLS_AT_ONCE = 4
 
 
 class PaddedGenerator:
-    """Runs requests through ``model.generate``, padded left, each with the rows of its own prompt.
+    """Runs requests through ``model.generate``, padded, each with the rows of its own prompt.
 
     A batch gets a table of its own: row 0 is padding, then the rows of the prompts it uses. A request therefore reads
-    the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours. Models
-    whose numbers depend on the whole batch run one request at a time.
+    the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours. A model
+    that computes padded sequences as something else gets inputs of one length together, and one whose numbers depend on
+    the whole batch a single request at a time; the model is asked which it is before the first batch.
 
     Every call runs on a thread of its own, which no signal reaches, and gives way to others between two tokens.
 
@@ -75,7 +77,8 @@ class PaddedGenerator:
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer, embedding.first_prompt_id)
         self._embedding = embedding
-        self._max_batch_size = 1 if batch_dependence(model) else max_batch_size
+        self._max_batch_size = max_batch_size
+        self._known_togetherness: tuple[torch.dtype, Togetherness] | None = None
         self._turn = turn
         self._guard = guard
         self._slots = FairLock(_MAX_CALLS_AT_ONCE)
@@ -100,7 +103,8 @@ class PaddedGenerator:
         seeds = [task.noise_seed() for task in tasks]
 
         def work(apart: Apart[tuple[int, list[GenerationOutput]]]) -> None:
-            for indices in self._batches(tasks):
+            together = self._togetherness([task.request for task in tasks])
+            for indices in task_batches(tasks, together, self._max_batch_size):
                 batch = [tasks[index] for index in indices]
                 outputs = self._run(batch, [seeds[index] for index in indices], apart)
                 for index, output in zip(indices, outputs, strict=True):
@@ -132,15 +136,18 @@ class PaddedGenerator:
                 "generation_config.decoder_start_token_id before it is loaded here."
             )
 
-        def work(apart: Apart[Tensor]) -> None:
-            for start in range(0, len(requests), self._max_batch_size):
+        def work(apart: Apart[tuple[list[int], Tensor]]) -> None:
+            for indices in request_batches(requests, self._togetherness(requests), self._max_batch_size):
                 if apart.is_closed:
                     return
                 with self._running():
-                    logits = self._continue(requests[start : start + self._max_batch_size], list(continuation))
-                apart.send(logits)
+                    logits = self._continue([requests[index] for index in indices], list(continuation))
+                apart.send((indices, logits))
 
-        return torch.cat(list(Apart(work).results()))
+        by_index: dict[int, Tensor] = {}
+        for indices, logits in Apart(work).results():
+            by_index.update(zip(indices, logits, strict=True))
+        return torch.stack([by_index[index] for index in range(len(requests))])
 
     def stream(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
         """The text of a task's one output, piece by piece; closing the iterator stops generating.
@@ -202,40 +209,32 @@ class PaddedGenerator:
         """What a request's new tokens go on with; a decoder of its own begins a text."""
         return [] if self._model.config.is_encoder_decoder else request.input_ids
 
-    def _batches(self, tasks: Sequence[GenerationTask]) -> Iterator[list[int]]:
-        """Indices of tasks with the same settings, of like lengths, at most ``max_batch_size`` together."""
-        keys = {id(task.config): repr(sorted(task.config.to_dict().items())) for task in tasks}
-        groups: dict[tuple[str, NewTokens], list[int]] = {}
-        for index, task in enumerate(tasks):
-            groups.setdefault((keys[id(task.config)], task.budget), []).append(index)
-        for indices in groups.values():
-            indices.sort(key=lambda index: len(tasks[index].request.input_ids))
-            # transformers looks candidates up in the input of a single request only.
-            first = tasks[indices[0]]
-            at_once = max(1, self._max_batch_size // first.num_sequences)
-            size = 1 if first.config.prompt_lookup_num_tokens else at_once
-            for start in range(0, len(indices), size):
-                yield indices[start : start + size]
-
     def _assemble(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's ids and attention mask [batch, longest], and its table of rows [1 + rows, width]."""
-        padding_id, first_row_id = self._embedding.first_prompt_id, self._embedding.first_prompt_id + 1
-        weight = self._embedding.weight
-        prompts = {id(request.prompt): request.prompt for request in batch if request.prompt is not None}
-        starts, parts, total = {id(None): 0}, [weight.new_zeros((1, self._embedding.row_width))], 0
-        for key, prompt in prompts.items():
-            starts[key] = total
-            parts.append(prompt.rows.to(weight.device, weight.dtype))  # the model may have been converted since
-            total += prompt.rows.shape[0]
-        longest = max(len(request.input_ids) for request in batch)
-        input_ids = torch.full((len(batch), longest), padding_id, dtype=torch.long)
-        mask = torch.zeros((len(batch), longest), dtype=torch.long)
-        for row, request in enumerate(batch):
-            ids = torch.tensor(request.input_ids, dtype=torch.long)
-            shifted = ids + starts[id(request.prompt)]
-            input_ids[row, longest - len(ids) :] = torch.where(ids >= first_row_id, shifted, ids)
-            mask[row, longest - len(ids) :] = 1
-        return input_ids.to(weight.device), mask.to(weight.device), torch.cat(parts)
+        return assemble(batch, self._embedding, pad_right=self._model.config.is_encoder_decoder)
+
+    def _togetherness(self, requests: Sequence[Request]) -> Togetherness:
+        """Which of these may share a batch; the model is asked once, and again if it has been converted."""
+        dtype = self._embedding.weight.dtype
+        if len(requests) == 1:
+            return "any"
+        if self._known_togetherness is None or self._known_togetherness[0] != dtype:
+            with self._running():
+                self._known_togetherness = dtype, togetherness(self._model, self._first_logits)
+        return self._known_togetherness[1]
+
+    def _first_logits(self, batch: Sequence[Request]) -> Tensor:
+        """Logits of the first new tokens, [batch, steps, vocabulary], whatever the model would choose."""
+        input_ids, mask, rows = self._assemble(batch)
+        settings = first_logits_settings(self._model)
+        with self._embedding.rows_for_call(rows):
+            model: Any = with_settings(self._model, settings, None)
+            result = model.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                generation_config=settings,
+                prefix_allowed_tokens_fn=lambda index, ids: [0],
+            )
+        return torch.stack(result.logits, 1)
 
     def _run(
         self,

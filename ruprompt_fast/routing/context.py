@@ -16,7 +16,7 @@ UNBOUNDED_CONTEXT = 1 << 15
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions that the model has, or None where they are unbounded (T5)."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
+    return length if isinstance(length, int) and length > 0 else None  # XLNet says -1
 
 
 def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, index: int) -> None:
@@ -26,8 +26,13 @@ def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, ind
         ContextLengthError: ``input_len + num_new`` exceeds the context.
     """
     limit = context_length(model_config) or UNBOUNDED_CONTEXT
+    if input_len > limit:
+        raise ContextLengthError(
+            f"input {index} has {input_len} tokens, prompt rows included; the model's context is {limit}. Shorten the "
+            f"input by {input_len - limit} tokens."
+        )
     if input_len + num_new > limit:
         raise ContextLengthError(
             f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
-            f"context is {limit}. Shorten the input, or ask for at most {max(0, limit - input_len)} new tokens."
+            f"context is {limit}. Shorten the input, or ask for at most {limit - input_len} new tokens."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.cache import LayerShape
-from ruprompt_fast.errors import UnsupportedModelError
+from ruprompt_fast.errors import AttentionError, UnsupportedModelError, described
 from ruprompt_fast.routing.attention import AttentionSwitch
 from ruprompt_fast.routing.context import context_length
 
@@ -45,7 +45,10 @@ def probe(model: PreTrainedModel, embedding: SplicedEmbedding) -> list[LayerShap
     recorder = _Recorder()
     rows = embedding.weight.new_empty((0, embedding.row_width))
     with torch.inference_mode(), embedding.rows_for_call(rows):
-        expected = torch.cat([_logits(model, ids, torch.arange(len(ids))) for ids in sequences])
+        try:
+            expected = torch.cat([_logits(model, ids, torch.arange(len(ids))) for ids in sequences])
+        except Exception as error:  # whatever a model's own forward raises; generate may know how to call it
+            raise UnsupportedModelError(f"{type(model).__name__} does not run by itself: {described(error)}") from error
         positions = torch.cat([torch.arange(length) for length in _SEQUENCE_LENS])
         with AttentionSwitch(model).ours():
             try:
@@ -143,6 +146,8 @@ class _Recorder:
         sliding_window: int | None,
         softcap: float | None,
     ) -> Tensor:
+        if layer in self.shapes:
+            raise AttentionError(f"layer {layer} attends more than once, and has one place for keys and values.")
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = sliding_window
         heads_per_group = query.shape[1] // key.shape[1]
