@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ruprompt_fast.embedding import hide_from_save, note_update, provider_tensors
 from ruprompt_fast.errors import DivergenceError, FrozenWeightsError, MissingDependencyError
 from ruprompt_fast.prompts import MultiPrompt, Prompt
+from ruprompt_fast.prompts.attachment import note_base
 from ruprompt_fast.prompts.freeze import freeze_for, provider_parameters, unfreeze_for
 from ruprompt_fast.prompts.tensor_files import write_atomically
 from ruprompt_fast.training.guards import LossWatch, are_finite, check_optimizer
@@ -210,19 +211,28 @@ class SavePretrainedPrompt(TrainerCallback):
     def __init__(self, prompt: Prompt | MultiPrompt) -> None:
         self.prompt = prompt
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Write the prompt's files beside the checkpoint's."""
         if not state.is_world_process_zero:
             return
         folder = _checkpoint_folder(args, state)
         if isinstance(self.prompt, Prompt):
-            _save(self.prompt, folder)
+            _save(self.prompt, model, folder)
             return
         for key, prompt in self.prompt.prompts.items():
-            _save(prompt, os.path.join(folder, key))
+            _save(prompt, model, os.path.join(folder, key))
 
 
-def _save(prompt: Prompt, folder: str) -> None:
+def _save(prompt: Prompt, model: PreTrainedModel | None, folder: str) -> None:
+    if model is not None:
+        note_base(prompt, model)
     if not are_finite([prompt.rows()]):
         raise DivergenceError(
             f"{folder}: expected finite rows to save; training made NaN or infinity of them. Resume from an earlier "

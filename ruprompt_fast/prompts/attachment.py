@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptMismatchError, shown
+from ruprompt_fast.prompts import base_model
+from ruprompt_fast.prompts.base_model import BaseModel
 from ruprompt_fast.prompts.providers import BasePromptProvider
 
 if TYPE_CHECKING:
@@ -48,6 +50,22 @@ def check_rows(provider: BasePromptProvider, prompt_length: int, width: int, mad
         )
 
 
+def base_of(model: PreTrainedModel) -> BaseModel | None:
+    """What a model is, whether it is patched or not; None if that cannot be said."""
+    table = getattr(original_embedding(model), "weight", None)
+    return BaseModel.of(model.config, table) if isinstance(table, Tensor) else None
+
+
+def check_base(prompt: Prompt, model: PreTrainedModel) -> None:
+    """Refuse a prompt of another model, see :func:`~ruprompt_fast.prompts.base_model.check_base`."""
+    base_model.check_base(prompt, base_of(model), getattr(model.config, "name_or_path", None))
+
+
+def note_base(prompt: Prompt, model: PreTrainedModel) -> None:
+    """Say that a prompt is trained for this model, which :func:`check_base` did not refuse."""
+    prompt.config.base_model = base_of(model)
+
+
 def refuse_deep(prompts: Iterable[Prompt]) -> None:
     """Refuse deep prompts where prompts become rows of an embedding.
 
@@ -68,7 +86,7 @@ def attach(prompts: Sequence[Prompt], model: PreTrainedModel, tokenizer: PreTrai
 
     Raises:
         PromptInitError: a prompt is deep; nothing is changed then.
-        PromptMismatchError: a prompt was made for another width; nothing is changed then.
+        PromptMismatchError: a prompt was made for another width or model; nothing is changed then.
     """
     from ruprompt_fast.embedding import attach_prompts
 
@@ -76,6 +94,7 @@ def attach(prompts: Sequence[Prompt], model: PreTrainedModel, tokenizer: PreTrai
     embedding = original_embedding(model)
     for prompt in prompts:
         _check_prompt(prompt, embedding)
+        check_base(prompt, model)
     slots = [_make_slot(prompt, embedding, tokenizer) for prompt in prompts]
     markers = [slot.marker_id + 1 for slot in slots if slot.marker_id is not None]
     return attach_prompts(model, slots, max([len(tokenizer), *markers]))
@@ -92,10 +111,11 @@ def attach_one_more(
 
     Raises:
         PromptInitError: the prompt is deep; nothing is changed then.
-        PromptMismatchError: the prompt was made for another width; nothing is changed then.
+        PromptMismatchError: the prompt was made for another width or model; nothing is changed then.
     """
     refuse_deep([prompt])
     _check_prompt(prompt, embedding.original)
+    check_base(prompt, model)
     slot = _make_slot(prompt, embedding.original, tokenizer)
     if slot.marker_id is not None and slot.marker_id >= embedding.first_prompt_id:
         return attach([*attached, prompt], model, tokenizer)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.kv_shape import KVShape
+
+if TYPE_CHECKING:
+    from ruprompt_fast.prompts.base_model import BaseModel
 
 _TYPES: dict[str, type] = {"embedding_dim": int, "prompt_length": int, "pretrained_model_name": str, "is_safe": bool}
 _DEEP_KIND = "prefix_tuning"
@@ -16,13 +19,15 @@ _DEEP_TYPES: dict[str, type] = {"kind": str, **dict.fromkeys(("num_layers", "num
 
 @dataclass
 class PromptConfig:
-    """The ``config`` of ``prompt.json``.
+    """The ``config`` of ``prompt.json``, and what the model is.
 
     Attributes:
         embedding_dim: width of the rows, whatever they hold; None before initialization.
         prompt_length: number of rows; None before initialization.
         pretrained_model_name: the model that the prompt was made for, a hub id or a path; None before initialization.
         kv_shape: sizes of the keys and values that the rows of a deep prompt hold; None for other prompts.
+        base_model: what that model is; None if it is not known. It stands beside the ``config`` of ``prompt.json``, in
+            which ruPrompts knows its own entries only.
         is_safe: kept for ruPrompts' files, where it is always False.
         extra: further entries of a file, kept when the prompt is saved again.
     """
@@ -32,6 +37,7 @@ class PromptConfig:
     pretrained_model_name: str | None = None
     is_safe: bool = False
     kv_shape: KVShape | None = None
+    base_model: BaseModel | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -20,11 +20,13 @@ class PromptContext:
         is_attached: whether a model's embedding was replaced.
         model: the model of the last initialization or attachment.
         tokenizer: likewise.
+        is_warned: whether a warning was given that the model may not be the one that the prompt was made for.
         embedding: the layer that replaces the model's embedding.
     """
 
     is_initialized: bool = False
     is_attached: bool = False
+    is_warned: bool = False
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     embedding: SplicedEmbedding | None = None

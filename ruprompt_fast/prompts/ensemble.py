@@ -21,10 +21,12 @@ from ruprompt_fast.errors import (
     UnknownPromptError,
     shown,
 )
+from ruprompt_fast.prompts.base_model import check_base
 from ruprompt_fast.prompts.ensemble_files import member_folders, write_members
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.paths import local_path
 from ruprompt_fast.prompts.prompt import Prompt
+from ruprompt_fast.prompts.verbalizers import Labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ class ServedModel(Protocol):
         ...
 
     def classify(
-        self, inputs: Sequence[Input], prompt: Sequence[str | None], *, labels: Sequence[str]
+        self, inputs: Sequence[Input], prompt: Sequence[str | None], *, labels: Labels
     ) -> list[ClassificationOutput]:
         """Choose among label words behind every input."""
         ...
@@ -73,14 +75,14 @@ class PromptEnsemble:
         >>> ensemble.classify(served, texts, labels=[" да", " нет"])
 
     Args:
-        members: the prompts. They share a template and nothing else.
+        members: the prompts. They share a template and the model that they were made for.
 
     Attributes:
         members: the prompts.
 
     Raises:
         PromptInitError: there are no members, or something else than prompts among them.
-        PromptMismatchError: the members have different templates.
+        PromptMismatchError: the members have different templates, or were made for different models.
         DuplicatePromptError: the same prompt, provider or format stands twice among them.
     """
 
@@ -96,6 +98,9 @@ class PromptEnsemble:
             raise PromptMismatchError(
                 f"an ensemble's members share one template; found {shown(templates)}. Use MultiPrompt for several."
             )
+        for member in self.members[1:]:
+            first = self.members[0].config
+            check_base(member, first.base_model, first.pretrained_model_name, "a member of the ensemble")
         for part in ("format", "provider"):
             if len({id(getattr(member, part)) for member in self.members}) < len(self.members):
                 raise DuplicatePromptError(f"every member of an ensemble needs a {part} of its own; one stands twice.")
@@ -180,7 +185,7 @@ class PromptEnsemble:
             model.remove_prompt(other)
 
     def classify(
-        self, model: ServedModel, inputs: Input | Sequence[Input], labels: Sequence[str]
+        self, model: ServedModel, inputs: Input | Sequence[Input], labels: Labels
     ) -> list[ClassificationOutput]:
         """The label that most members choose, for every input; all members and inputs are one batch.
 
@@ -190,7 +195,7 @@ class PromptEnsemble:
         Args:
             model: a model that :meth:`add_to` loaded this ensemble into.
             inputs: as in :meth:`FastPromptModel.generate`.
-            labels: the label words as they stand behind the input.
+            labels: as in :meth:`FastPromptModel.classify`.
 
         Returns:
             One output per input, in order. ``probabilities`` are the members' mean, so where votes and means disagree

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ruprompt_fast.errors import FileWriteError, PromptFileError, TemplateError, shown
+from ruprompt_fast.prompts.base_model import BaseModel
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.layout import RowsFromText
@@ -176,8 +177,10 @@ def _compile(template: str, path: Path) -> str:
 
 def _read_config(content: Mapping[str, Any], path: Path) -> PromptConfig:
     stored = content.get("config", {})
+    base = content.get("base_model")
     try:
         config = PromptConfig.from_dict(stored)
+        config.base_model = None if base is None else BaseModel.from_dict(base)
     except PromptFileError as error:
         raise PromptFileError(f"{path}: {error}") from error
     if config.is_safe:

@@ -19,6 +19,7 @@ from ruprompt_fast.errors import (
     SettingError,
     TrainingDataError,
 )
+from ruprompt_fast.prompts.attachment import note_base
 from ruprompt_fast.training.attaching import description_of
 from ruprompt_fast.training.checkpoints import RunFolder
 from ruprompt_fast.training.modes import prepared_for_training
@@ -103,6 +104,8 @@ class PromptSavingTrainer(Trainer):
         state = None if checkpoint is None else finished_state(checkpoint, self.args)
         if checkpoint is not None and state is not None:
             return self._take_finished(checkpoint, state)
+        for one in self.prompts:
+            note_base(one.prompt, self.network)
         self.guard.reset()
         self._step_loss = 0.0  # a run that was interrupted leaves some
         evaluates_first = self.args.eval_on_start

@@ -86,10 +86,11 @@ def test_prompt_of_another_model(base: PreTrainedModel, tokenizer: PreTrainedTok
     prompt.config.pretrained_model_name = "sberbank-ai/rugpt3large_based_on_gpt2"
     base.config.name_or_path = "ai-forever/rugpt3small_based_on_gpt2"
     served = FastPromptModel.from_pretrained(base, tokenizer=tokenizer)
-    with pytest.raises(errors.PromptMismatchError, match="rugpt3large"):
-        served.add_prompt("joke", prompt)
-    prompt.config.pretrained_model_name = "sberbank-ai/rugpt3small_based_on_gpt2"
     served.add_prompt("joke", prompt)
+    other = make_prompt("<P*3>{text}", tiny_model("llama", seed=5), tokenizer, seed=9)
+    with pytest.raises(errors.PromptMismatchError, match="'other' was made for .*llama of width 32"):
+        served.add_prompt("other", other)
+    assert "other" not in served.prompts
 
 
 def test_non_finite_rows(served: FastPromptModel, prompts: dict[str, Prompt]) -> None:

@@ -91,7 +91,7 @@ class TestWriting:
         assert type(tensor) is Tensor
         assert torch.equal(tensor, prompt.rows())
         stored = json.loads((tmp_path / "prompt.json").read_text())
-        assert set(stored) == {"format", "config"}
+        assert set(stored) == {"format", "config", "base_model"}  # ruPrompts reads the first two
         assert set(stored["format"]) == {"template", "compiled_template"}
         assert set(stored["config"]) == {"embedding_dim", "prompt_length", "pretrained_model_name", "is_safe"}
 

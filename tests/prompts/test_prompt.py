@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ruprompt_fast.prompts import (
     TensorPromptProvider,
     freeze_model,
 )
+from ruprompt_fast.prompts.base_model import BaseModel
 
 Tokenizer = PreTrainedTokenizerFast
 
@@ -50,7 +52,8 @@ class TestInitialize:
         model.config.name_or_path = "some/model"
         prompt.initialize(model, tokenizer)
         assert (prompt.is_initialized, prompt.is_attached) == (True, False)
-        assert prompt.config == PromptConfig(WIDTH, 3, "some/model")
+        base = BaseModel.of(model.config, model.transformer.wte.weight)
+        assert prompt.config == PromptConfig(WIDTH, 3, "some/model", base_model=base)
         assert prompt.ctx.model is model
         assert prompt.ctx.tokenizer is tokenizer
         assert prompt.provider.is_initialized
@@ -107,8 +110,9 @@ class TestInitialize:
         loaded.patch(model, tokenizer)
         assert loaded.config.pretrained_model_name == "some/model"
 
-    def test_again_for_another_model(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
-        first, second = tiny_model(), tiny_model()
+    def test_again_for_a_second_copy_of_the_model(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        first = tiny_model()
+        second = copy.deepcopy(first)
         prompt.patch(first, tokenizer)
         rows = prompt.rows()
         prompt.patch(second, tokenizer)
@@ -251,7 +255,11 @@ class TestUse:
         with pytest.raises(NotInitializedError):
             prompt.as_dict()
         prompt.initialize(model, tokenizer)
-        assert prompt.as_dict() == {"format": prompt.format.as_dict(), "config": prompt.config.as_dict()}
+        assert prompt.as_dict() == {
+            "format": prompt.format.as_dict(),
+            "config": prompt.config.as_dict(),
+            "base_model": prompt.config.base_model.as_dict(),
+        }
 
     def test_any_module_as_provider(self, model: GPT2LMHeadModel, tokenizer: Tokenizer) -> None:
         class Rows(nn.Module):

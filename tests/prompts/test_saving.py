@@ -19,6 +19,12 @@ from ruprompt_fast.errors import FileWriteError, PromptFileError, PromptFolderEr
 from ruprompt_fast.prompts import Prompt, PromptEnsemble, PromptFormat, TensorPromptProvider
 
 
+def make_ensemble() -> PromptEnsemble:
+    ensemble = PromptEnsemble.of("<P*2>{text}", lambda seed: TensorPromptProvider(seed=seed), seeds=range(2))
+    ensemble.initialize(tiny_model(), tiny_tokenizer())
+    return ensemble
+
+
 def make_prompt(seed: int = 0, template: str = "<P*2>{text}") -> Prompt:
     prompt = Prompt(PromptFormat(template), TensorPromptProvider(seed=seed))
     prompt.initialize(tiny_model(), tiny_tokenizer())
@@ -32,7 +38,7 @@ def prompt() -> Prompt:
 
 @pytest.fixture
 def ensemble() -> PromptEnsemble:
-    return PromptEnsemble([make_prompt(0), make_prompt(1)])
+    return make_ensemble()
 
 
 def names(folder: Path) -> list[str]:
