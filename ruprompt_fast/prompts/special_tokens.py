@@ -93,6 +93,9 @@ class SpecialTokens:
             TemplateError: the tokenizer has no such token.
         """
         parts = [piece for part in layout.parts for piece in self._pieces(part)]
+        for part in parts:
+            if isinstance(part, Special):
+                self.ids_of(part)
         fields = [index for index, part in enumerate(parts) if isinstance(part, Field)] or [len(parts)]
         behind = fields[-1] + 1
         if Special(TRAILING) not in parts:
