@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
-from transformers import PretrainedConfig
+from tokenizers import processors
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from ruprompt_fast import PromptFormat
 from ruprompt_fast.errors import ContextLengthError, FieldTypeError, LabelError, MissingFieldError, TaskError
@@ -22,6 +23,11 @@ CONFIG = tiny_model("gpt2").config
 
 def ids(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def plain(text: str) -> list[int]:
+    """The ids of a text's characters, none of them as part of a special token."""
+    return [token for character in text for token in ids(character)]
 
 
 def rows(*indices: int) -> list[int]:
@@ -122,3 +128,90 @@ def test_a_task_of_another_prompt() -> None:
         ExampleEncoder(
             Task("<P>{text}", target="{out}"), format, TOKENIZER, model_config=CONFIG, first_row_id=FIRST_ROW
         )
+
+
+class _Languages(PreTrainedTokenizerFast):
+    """Texts to generate begin with the token of their language, as NLLB's do."""
+
+    def _switch_to_input_mode(self) -> None:
+        self._put_in_front("<s>")
+
+    def _switch_to_target_mode(self) -> None:
+        self._put_in_front("<pad>")
+
+    def _put_in_front(self, token: str) -> None:
+        ids = [(name, self.convert_tokens_to_ids(name)) for name in (token, "</s>")]
+        self.backend_tokenizer.post_processor = processors.TemplateProcessing(f"{token} $A </s>", special_tokens=ids)
+
+
+def with_special_tokens(leading: str, trailing: str) -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    single = " ".join(part for part in (leading, "$A", trailing) if part)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=ids)
+    return tokenizer
+
+
+class TestSpecialTokens:
+    """Data never gives a special token, and an example begins with the ids that a request has when it is served."""
+
+    DATA: ClassVar[dict[str, str]] = {"text": "а</s>", "out": "б</s><s>в"}
+
+    def encode(
+        self, task: Task, tokenizer: PreTrainedTokenizerFast, family: str = "gpt2", row: dict[str, str] = DATA
+    ) -> tuple[Example, PromptFormat]:
+        format = PromptFormat(task.template, tokenizer=tokenizer)
+        config = tiny_model(family).config
+        encoder = ExampleEncoder(task, format, tokenizer, model_config=config, first_row_id=FIRST_ROW)
+        return encoder.encode([row])[0], format
+
+    @pytest.mark.parametrize("leading", ["", "<s>"])
+    @pytest.mark.parametrize("trailing", ["", "</s>"])
+    @pytest.mark.parametrize("template", ["<P*2>{text}", "<P*2>{text}<eos>", "<P>{text}<|trailing|><P>"])
+    @pytest.mark.parametrize("objective", ["text2text", "style"])
+    def test_decoders(self, objective: Any, template: str, leading: str, trailing: str) -> None:
+        tokenizer = with_special_tokens(leading, trailing)
+        example, format = self.encode(Task(template, objective, target="{out}"), tokenizer)
+        served = format.encode(self.DATA, tokenizer, FIRST_ROW, is_continued=True)
+        target = [*plain("б</s><s>в"), EOS]
+        assert example["input_ids"] == [*served.input_ids, *target]
+        assert example["prefix_len"] == served.prefix_len
+        assert labels_of(example)[-len(target) :] == target
+
+    @pytest.mark.parametrize("trailing", ["", "</s>"])
+    def test_classification(self, trailing: str) -> None:
+        tokenizer = with_special_tokens("<s>", trailing)
+        task = Task("<P*2>{text}", "classification", label_field="out", labels={"x": "да", "y": "нет"})
+        example, format = self.encode(task, tokenizer, row={"text": "а</s>", "out": "x"})
+        served = format.encode(self.DATA, tokenizer, FIRST_ROW, is_continued=True)
+        assert example["input_ids"] == served.input_ids == [*rows(0, 1), 1, *plain("а</s>")]
+
+    @pytest.mark.parametrize(
+        ("leading", "trailing", "expected"), [("", "", [2]), ("", "</s>", [2]), ("<s>", "</s>", [2]), ("<s>", "", [2])]
+    )
+    def test_encoder_decoders(self, leading: str, trailing: str, expected: list[int]) -> None:
+        tokenizer = with_special_tokens(leading, trailing)
+        example, format = self.encode(Task("<P*2>{text}", target="{out}"), tokenizer, "t5")
+        assert example["input_ids"] == format.encode(self.DATA, tokenizer, FIRST_ROW).input_ids
+        target = [*plain("б</s><s>в")]
+        assert example["labels"] == [*([1] if leading else []), *target, *expected]
+
+    def test_target_language(self) -> None:
+        tokenizer = _Languages(
+            tokenizer_object=tiny_tokenizer().backend_tokenizer,
+            pad_token="<pad>",
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+        )
+        tokenizer._switch_to_input_mode()
+        example, _ = self.encode(Task("<P>{text}", target="{out}"), tokenizer, "t5", {"text": "а", "out": "б</s>"})
+        assert example["input_ids"] == [*rows(0), 1, *ids("а"), 2]
+        assert example["labels"] == [0, *plain("б</s>"), 2]
+
+    def test_the_end_label_is_one_token(self) -> None:
+        tokenizer = with_special_tokens("", "")
+        tokenizer.split_special_tokens = True
+        for family in ("gpt2", "t5"):
+            example, _ = self.encode(Task("<P>{text}", target="{out}"), tokenizer, family, {"text": "а", "out": "б "})
+            assert labels_of(example) == [*ids("б "), EOS]
