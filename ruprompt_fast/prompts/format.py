@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ruprompt_fast.errors import NotInitializedError, TemplateError, shown
 from ruprompt_fast.prompts.base_format import BasePromptFormat, Ranges
 from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
+from ruprompt_fast.prompts.init_texts import ids_in_place
 from ruprompt_fast.prompts.layout import Layout, Rows, field_names
 from ruprompt_fast.prompts.marker_tokens import marker_token
 from ruprompt_fast.prompts.special_tokens import Reading, SpecialTokens, with_default_order
@@ -79,6 +80,7 @@ class PromptFormat(BasePromptFormat):
         self.key: str | None = None
         self._layout: Layout | None = None
         self._specials: SpecialTokens | None = None
+        self._text_form: TextForm | None = None  # made when it is first asked for, and anew when the format changes
         self._init_tokens: dict[int, int] = {}
         self._prompt_token_ids: list[int] = []
         if compiled_template is None:
@@ -141,15 +143,13 @@ class PromptFormat(BasePromptFormat):
             TemplateError: a text between ``<P>`` and ``</P>`` has no tokens, or the tokenizer lacks a special token
                 that the template names.
         """
-        self._specials = specials = tokenizer_state(tokenizer).specials(tokenizer)
+        specials = self._learn(tokenizer)
         if self._layout is not None:
             specials.recognize(self._layout)
             return
-
-        def tokenize(text: str) -> list[int]:
-            return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        layout, self._init_tokens = compile_parts(parse_template(self.template), tokenize)
+        parts = parse_template(self.template)
+        ids = iter(ids_in_place(parts, tokenizer))
+        layout, self._init_tokens = compile_parts(parts, lambda text: next(ids))
         self._layout = with_default_order(layout, specials)
         self.compiled_template = self._layout.compiled(self.prompt_token)
 
@@ -165,6 +165,7 @@ class PromptFormat(BasePromptFormat):
             return
         self.prompt_token = marker
         self._prompt_token_ids = []
+        self._text_form = None
         if self._layout is not None:
             self.compiled_template = self._layout.compiled(marker)
 
@@ -173,12 +174,14 @@ class PromptFormat(BasePromptFormat):
         if self.prompt_token not in tokenizer.get_added_vocab():
             tokenizer.add_tokens([marker_token(tokenizer, self.prompt_token)])
         self._prompt_token_ids = [tokenizer.get_added_vocab()[self.prompt_token]]
-        self._specials = tokenizer_state(tokenizer).specials(tokenizer)
+        self._learn(tokenizer)
         return self._prompt_token_ids
 
     def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
         """Format one item, see :meth:`__call__`."""
-        return TextForm(self.layout, self._specials, self.prompt_token).format(item, return_ranges)
+        if self._text_form is None:
+            self._text_form = TextForm(self.layout, self._specials, self.prompt_token)
+        return self._text_form.format(item, return_ranges)
 
     def encode(
         self,
@@ -280,6 +283,11 @@ class PromptFormat(BasePromptFormat):
         """
         _ = self.layout
         return {"template": self.template, "compiled_template": self.compiled_template}
+
+    def _learn(self, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        self._specials = tokenizer_state(tokenizer).specials(tokenizer)
+        self._text_form = None
+        return self._specials
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.template!r}, compiled_template={self.compiled_template!r})"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
 from ruprompt_fast.precision import training_dtype
 from ruprompt_fast.prompts.init_mode import InitMode
+from ruprompt_fast.prompts.init_texts import ids_alone, ids_behind_text
 from ruprompt_fast.prompts.template import is_marker
 from ruprompt_fast.prompts.texts import is_text
 
@@ -141,7 +142,8 @@ class RowInit:
         return torch.cat([*rows, embed_tokens(embedding, _draw(pool, rest, generator))])
 
     def _ids(self, text: str) -> list[int]:
-        ids = cast("list[int]", self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
+        """The ids of a text: one that begins with a space or a line end goes on with another, others stand alone."""
+        ids = (ids_behind_text if text[:1].isspace() else ids_alone)(text, self._need_tokenizer())
         if not ids:
             raise PromptInitError(f"the text {shown(text)} has no tokens to initialize rows from.")
         return ids
