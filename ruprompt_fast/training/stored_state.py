@@ -106,7 +106,7 @@ class LoadingCheck:
     def __init__(self, model: nn.Module) -> None:
         self._waiting: set[str] = set()  # of a checkpoint in several files, which are loaded one by one
         self._is_between_parts = False
-        self._hook = model.register_load_state_dict_pre_hook(self._check)  # type: ignore[no-untyped-call]
+        self._hook = model.register_load_state_dict_pre_hook(self._check)
 
     def finish(self) -> None:
         """Say that everything is loaded that was to be loaded.
