@@ -61,14 +61,15 @@ class Watch:
     """
 
     def __init__(self, root: nn.Module, others: Iterable[Tensor] = ()) -> None:
-        modules = list(root.modules())
+        modules = list(_modules(root))
         configs = list(_configs(modules))
         self._attributes = [*(each.__dict__ for each in chain(modules, configs)), *_GLOBAL_HOOKS]
         self._expected = [{key: _copied(key, value) for key, value in own.items()} for own in self._attributes]
         self._lookalikes = list(_lookalikes(modules))
         self._classes = list(dict.fromkeys(map(type, modules)))
         self._forwards = list(map(_forward, self._classes))
-        tensors = list(_distinct(chain(_tensors(modules), others)))
+        held = (part for module in modules for part in _held(module) if isinstance(part, Tensor))
+        tensors = list({id(tensor): tensor for tensor in chain(held, others)}.values())
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counted))
         self._placed = [tensor for tensor in tensors if _has_memory(tensor)]
@@ -132,6 +133,27 @@ def _lookalikes(modules: Iterable[nn.Module]) -> Iterator[tuple[dict[Any, Any], 
                     yield holder, key, value
 
 
+def _modules(root: nn.Module) -> Iterator[nn.Module]:
+    """A module, its submodules, and modules that any of them holds otherwise, as a value or in a container."""
+    found: dict[int, nn.Module] = {}
+    waiting = [root]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            waiting.extend(part for part in _held(module) if isinstance(part, nn.Module))
+    yield from found.values()
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """The values of a module's attributes, and what is in those that are containers."""
+    for value in vars(module).values():
+        if isinstance(value, (dict, list, tuple)):
+            yield from value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+
+
 def _configs(modules: Sequence[nn.Module]) -> Iterator[Any]:
     """The configs of the modules, and those inside them."""
     found: dict[int, Any] = {}
@@ -142,21 +164,6 @@ def _configs(modules: Sequence[nn.Module]) -> Iterator[Any]:
             found[id(config)] = config
             waiting.extend(vars(config).values())
     yield from found.values()
-
-
-def _tensors(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors that modules hold otherwise, as values or in a container."""
-    for module in modules:
-        for value in vars(module).values():
-            if isinstance(value, Tensor):
-                yield value
-            elif isinstance(value, (dict, list, tuple)):
-                parts = value.values() if isinstance(value, dict) else value
-                yield from (part for part in parts if isinstance(part, Tensor))
-
-
-def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    return {id(tensor): tensor for tensor in tensors}.values()
 
 
 def _has_memory(tensor: Tensor) -> bool:
