@@ -71,5 +71,5 @@ def _table(outputs: list[GenerationOutput], verdicts: list[ClassificationOutput]
     for (name, text), output in zip(REQUESTS, outputs, strict=True):
         table.add_row(name or "(none)", text, output.text.strip())
     for text, verdict in zip(CLASSIFIED, verdicts, strict=True):
-        table.add_row("kind", text, f"{verdict.label.strip()} ({verdict.probabilities[verdict.label]:.0%})")
+        table.add_row("kind", text, f"{str(verdict.label).strip()} ({verdict.probabilities[verdict.label]:.0%})")
     return table

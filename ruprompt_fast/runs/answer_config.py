@@ -20,11 +20,14 @@ class ServedModelConfig:
         dtype: the dtype of the weights; auto takes the file's, int8 quantizes them; by default what the prompt was
             trained with if name is not given, else float32.
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
+        threads: how many threads of a CPU compute; by default one for each processor, and fewer for as long as other
+            programs take processors.
     """
 
     name: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] | None = None
     device: str | None = None
+    threads: int | None = None
 
 
 @dataclass

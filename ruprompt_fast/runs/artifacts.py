@@ -34,7 +34,7 @@ CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
 
 # What may change between an interrupted run and its continuation.
-_NOT_OF_THE_RUN = ("resume", "output")
+_NOT_OF_THE_RUN = ("resume", "output", "model.threads")
 
 _STEPS = "optimization.max_steps"
 
@@ -158,7 +158,7 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry) + "\n" for entry in history))
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the figures, which makes the run a finished one."""
     write_text(folder / METRICS_FILE, json.dumps(dict(metrics), indent=2) + "\n")
 

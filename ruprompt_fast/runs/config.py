@@ -32,11 +32,14 @@ class ModelConfig:
         name: the bundled model, a folder, or a hub id.
         dtype: the dtype of the weights; auto takes the file's; int8 is for serving alone.
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
+        threads: how many threads of a CPU compute; by default one for each processor, and in serving fewer for as long
+            as other programs take processors.
     """
 
     name: str = BUNDLED
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     device: str | None = None
+    threads: int | None = None
 
     @property
     def is_int8(self) -> bool:
@@ -49,8 +52,8 @@ class DataConfig:
     """The rows to train and to validate on.
 
     Attributes:
-        train: a file of rows (.jsonl, .json, .csv, .tsv, .txt or .parquet, also compressed), a folder, or the id of a hub
-            data set.
+        train: a file of rows (.jsonl, .json, .csv, .tsv, .txt or .parquet, also compressed), a folder, or the id of a
+            hub data set.
         validation: the rows to validate on, likewise; none by default.
         name: the configuration of a hub data set.
         train_split: the split of a hub data set to train on.

@@ -156,7 +156,7 @@ def _description(
     """What the output depends on, the model's weights aside."""
     return {
         "prompt": [_content_of(member) for member in members_of(prompt)],
-        "model": asdict(model),
+        "model": {name: value for name, value in asdict(model).items() if name != "threads"},
         "task": None if task is None else asdict(task),
         "input": source.digest(),
         **{name: getattr(config, name) for name in ("generation", "batch_size", "seed", "field_prefix")},

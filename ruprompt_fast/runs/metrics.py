@@ -37,8 +37,14 @@ def text_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]
             raise TrainingDataError(f"text {index}: expected a list of at least one reference; found {known!r}.")
     texts = [text.strip() for text in predictions]
     known_texts = [[reference.strip() for reference in known] for known in references]
-    matches = [text in known for text, known in zip(texts, known_texts, strict=True)]
-    return {"exact_match": _mean(matches), "chrf": _chrf(texts, known_texts), **_rouge(texts, known_texts)}
+    of_rows = {name: _mean(values) for name, values in row_measures(texts, known_texts).items()}
+    return {"exact_match": of_rows.pop("exact_match"), "chrf": _chrf(texts, known_texts), **of_rows}
+
+
+def row_measures(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """The measures of :func:`text_metrics` that every text has, without white space around texts and references."""
+    matches = [float(text in known) for text, known in zip(predictions, references, strict=True)]
+    return {"exact_match": matches, **_rouge(predictions, references)}
 
 
 def check_can_measure() -> None:
@@ -47,7 +53,7 @@ def check_can_measure() -> None:
     Raises:
         MissingDependencyError: sacrebleu or rouge-score is not installed.
     """
-    _chrf_metric()
+    chrf_metric()
     _rouge_scorer()
 
 
@@ -73,7 +79,12 @@ class UnicodeWords:
         return _WORD.findall(text.lower())
 
 
-def _chrf_metric() -> Any:
+def chrf_metric() -> Any:
+    """Sacrebleu's chrF2.
+
+    Raises:
+        MissingDependencyError: sacrebleu is not installed.
+    """
     try:
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
@@ -89,17 +100,20 @@ def _rouge_scorer() -> Any:
     return RougeScorer(list(_ROUGE), tokenizer=UnicodeWords())
 
 
+def reference_streams(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The references as sacrebleu wants them: the first of every text, the second of every text, ..."""
+    # A text without a k-th reference has its last one again, which changes nothing.
+    return [[known[min(k, len(known) - 1)] for known in references] for k in range(max(map(len, references)))]
+
+
 def _chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    # One stream of references each; a text without a k-th reference has its last one again, which changes nothing.
-    most = max(map(len, references))
-    streams = [[known[min(k, len(known) - 1)] for known in references] for k in range(most)]
-    return float(_chrf_metric().corpus_score(texts, streams).score)
+    return float(chrf_metric().corpus_score(texts, reference_streams(references)).score)
 
 
-def _rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def _rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     scorer = _rouge_scorer()
     scores = [scorer.score_multi(known, text) for text, known in zip(texts, references, strict=True)]
-    return {name: _mean([score[kind].fmeasure for score in scores]) for kind, name in _ROUGE.items()}
+    return {name: [score[kind].fmeasure for score in scores] for kind, name in _ROUGE.items()}
 
 
 def _missing(metric: str, package: str) -> MissingDependencyError:

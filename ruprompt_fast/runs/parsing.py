@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import yaml
 
 from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
+from ruprompt_fast.runs.task_files import TASK_FILES, configs_of
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.data import nearest, scalar_text
 
@@ -37,8 +38,8 @@ def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Con
 
     Args:
         kind: the dataclass to make; its fields may be dataclasses.
-        arguments: paths of YAML files and overrides, ``a.b=value``, ``--a.b=value`` or ``--a.b value``; what comes
-            later wins.
+        arguments: paths of YAML files or names of shipped tasks, and overrides, ``a.b=value``, ``--a.b=value`` or
+            ``--a.b value``; what comes later wins.
             ``--help`` and ``--print_config`` print and exit.
         prog: the command, for the help.
 
@@ -54,7 +55,7 @@ def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Con
             "configurations need the package jsonargparse; install it with pip install 'ruprompt-fast[train]'."
         ) from error
     parser = jsonargparse.ArgumentParser(
-        prog=prog, usage=f"{prog} [-h] [--print_config] [config.yaml] [key=value ...]", exit_on_error=False
+        prog=prog, usage=f"{prog} [-h] [--print_config] [config.yaml or task] [key=value ...]", exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="a YAML file, also without --config=")
     parser.add_class_arguments(kind)
@@ -75,9 +76,10 @@ def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Con
     return kind(**{part.name: made[part.name] for part in fields(cast(Any, kind))})
 
 
-def read_config(kind: type[Config], path: Path) -> Config:
-    """Read a YAML file, such as the ``config.yaml`` of a finished run; see :func:`parse_config`."""
-    return parse_config(kind, [f"--config={path}"], prog="ruprompt-fast")
+def read_config(kind: type[Config], path: Path | str) -> Config:
+    """Read a YAML file, such as the ``config.yaml`` of a finished run, or a shipped task; see :func:`parse_config`."""
+    files = configs_of(path) if isinstance(path, str) else [path]
+    return parse_config(kind, [f"--config={file.expanduser()}" for file in files], prog="ruprompt-fast")
 
 
 def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
@@ -93,8 +95,11 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
             continue
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") and (not equals or Path(argument).is_file()):
-            key, value = "config", argument
-        elif not equals and (value := next(remaining, "--")).startswith("--"):
+            for path in configs_of(argument):
+                _check_file(path, kind)
+                yield f"--config={path}"
+            continue
+        if not equals and (value := next(remaining, "--")).startswith("--"):
             raise ConfigError(f"expected a value behind {argument}; found none. Write {argument}=VALUE.")
         if key == "config":
             _check_file(Path(value), kind)
@@ -104,7 +109,15 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
 
 
 def _check_file(path: Path, kind: type) -> None:
-    content = read_yaml(path)
+    try:
+        content = read_yaml(path)
+    except ConfigError as error:
+        if path.suffix or path.exists():
+            raise
+        raise ConfigError(
+            f"{path}: expected a YAML file, key=value, or one of the tasks {', '.join(TASK_FILES)}; found none."
+            f"{nearest(str(path), TASK_FILES)}"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values; found {type(content).__name__}.")
     for key in _keys(content, kind):

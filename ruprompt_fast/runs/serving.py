@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.core import Class, GenerationOutput
 from ruprompt_fast.engine.context import new_tokens
 from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.ensemble_files import is_ensemble_folder
-from ruprompt_fast.routing import check_fits
 from ruprompt_fast.runs.answer_config import ServedModelConfig
 from ruprompt_fast.runs.artifacts import CONFIG_FILE
 from ruprompt_fast.runs.config import BUNDLED, ModelConfig, TrainConfig
@@ -53,14 +52,14 @@ def find_task(source: str, config: str | None, prompt: Prompt | PromptEnsemble) 
 
     Args:
         source: where the prompt comes from.
-        config: a YAML file, or None.
+        config: a YAML file, the name of a shipped task, or None.
         prompt: the prompt.
 
     Raises:
         ConfigError: the configuration cannot be read.
         TaskError: the task is for another template than the prompt's.
     """
-    found = _training_of(source) if config is None else read_config(TrainConfig, Path(config).expanduser())
+    found = _training_of(source) if config is None else read_config(TrainConfig, config)
     if found is None:
         return None
     collect_prompts(prompt, found.task)
@@ -89,14 +88,15 @@ def find_model(given: ServedModelConfig, source: str, prompt: Prompt | PromptEns
         if not name:
             raise ConfigError(f"{source}: the prompt does not say which model it is for; give one with --model NAME.")
         model = ModelConfig(BUNDLED if name == BUNDLED_MODEL_NAME else name)
-    return replace(model, dtype=given.dtype or model.dtype, device=given.device)
+    return replace(model, dtype=given.dtype or model.dtype, device=given.device, threads=given.threads)
 
 
 def serve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> FastPromptModel:
     """The loaded model, ready to answer in the dtype of its configuration."""
     from ruprompt_fast.model import FastPromptModel
 
-    return FastPromptModel.from_pretrained(model, tokenizer=tokenizer, dtype=config.dtype if config.is_int8 else None)
+    dtype = config.dtype if config.is_int8 else None
+    return FastPromptModel.from_pretrained(model, tokenizer=tokenizer, dtype=dtype, threads=config.threads)
 
 
 def _training_of(source: str) -> TrainConfig | None:
@@ -184,20 +184,28 @@ class Answering:
         size = len(outputs) // len(inputs)
         return [outputs[start : start + size] for start in range(0, len(outputs), size)]
 
+    def generate_plain(
+        self, texts: Sequence[str], settings: Mapping[str, Any], seeds: Sequence[int], progress: bool | None = False
+    ) -> list[GenerationOutput]:
+        """Continue texts without the prompt, each with its own seed."""
+        return self.model.generate(list(texts), None, **settings, seed=list(seeds), progress=progress)
+
+    def classify_plain(self, texts: Sequence[str]) -> list[str]:
+        """The classes of texts without the prompt."""
+        labels = cast(Task, self.task).labels or {}
+        return [str(output.label) for output in self.model.classify(list(texts), None, labels=labels)]
+
     def classify(self, inputs: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         """For every input ``output``, the label word, ``label``, its class, and ``scores``, probabilities by class."""
         task = cast(Task, self.task)
+        labels = task.labels or {}
         if isinstance(self.prompt, PromptEnsemble):
-            outputs = self.prompt.classify(self.model, inputs, task.label_words)
+            outputs = self.prompt.classify(self.model, inputs, labels)
         else:
-            outputs = self.model.classify(inputs, _NAME, labels=task.label_words)
-        classes = {word: name for name, word in (task.labels or {}).items()}
+            outputs = self.model.classify(inputs, _NAME, labels=labels)
+        words: dict[Class, str] = dict(zip(labels, task.label_words, strict=True))
         return [
-            {
-                "output": output.label,
-                "label": classes[output.label],
-                "scores": {classes[word]: probability for word, probability in output.probabilities.items()},
-            }
+            {"output": words[output.label], "label": output.label, "scores": dict(output.probabilities)}
             for output in outputs
         ]
 
@@ -208,12 +216,11 @@ class Answering:
             ContextLengthError: they do not.
         """
         name = f"{_NAME}/0" if isinstance(self.prompt, PromptEnsemble) else _NAME
-        (length,) = self.model.count_tokens(fields, name)
-        config = self.model.model.config
         if self.is_classification:
-            words = self.model.tokenizer(cast(Task, self.task).label_words, add_special_tokens=False)["input_ids"]
-            check_fits(config, length, max(map(len, words)) - 1, 0)
+            self.model.check_fits(fields, name, labels=cast(Task, self.task).labels or {})
         else:
+            (length,) = self.model.count_tokens(fields, name)
+            config = self.model.model.config
             merged = merged_config(None, self.model.model.generation_config, _of_transformers(settings))
             new_tokens(config, [0] * length, merged, 0)
 

@@ -30,6 +30,7 @@ def options(tmp_path: Path) -> list[str]:
 
 def test_figures(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--references", "[ещё]", "--output", str(tmp_path / "figures"), "--max_new_tokens", "4"]
+    more += ["--baselines", "false"]
     assert main(["evaluate", *options, *more]) == 0
     printed = capsys.readouterr().out.splitlines()
     metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())
@@ -39,6 +40,18 @@ def test_figures(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     lines = (tmp_path / "figures" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     references = [json.loads(line)["references"] for line in lines]
     assert references == [["не вынешь рыбку"], ["лучше новых", "лучше новых двух"]]
+
+
+def test_a_table_beside_baselines(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--instruction", "Закончи: {text}", "--output", str(tmp_path / "figures"), "--max_new_tokens", "4"]
+    assert main(["evaluate", *options, *more]) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+    assert list(metrics["baselines"]) == list(metrics["differences"]) == ["no_prompt", "instruction", "copy"]
+    for figures in (metrics, *metrics["baselines"].values()):
+        assert f"{figures['chrf']:.4g}" in printed
+    assert "no prompt" in printed
+    assert "certainly better" in printed
 
 
 @pytest.mark.parametrize(

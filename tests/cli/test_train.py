@@ -13,6 +13,7 @@ from runs.tiny_run import save_model, tiny_config
 from ruprompt_fast import Prompt
 from ruprompt_fast.cli import COMMANDS, main
 from ruprompt_fast.runs.config import config_yaml
+from ruprompt_fast.runs.task_files import TASK_FILES
 
 # Without the packages of the extra "train", as an installation without it has them.
 HELP_WITHOUT_EXTRA = """
@@ -100,3 +101,10 @@ def test_an_unknown_command_is_a_usage_error(arguments: list[str], capsys: pytes
         main(arguments)
     assert stop.value.code == 2
     assert "usage: ruprompt-fast" in capsys.readouterr().err
+
+
+def test_the_shipped_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in TASK_FILES)
+    assert "Polite versions" in shown

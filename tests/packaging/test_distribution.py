@@ -27,7 +27,7 @@ assert str(files).startswith(sys.argv[1]), files
 assert kernels.__file__.startswith(sys.argv[1]), kernels.__file__
 tokens, prompts = torch.zeros(3, 4), torch.ones(2, 4)
 assert splice(torch.tensor([1, 8]), tokens, prompts, 7).tolist() == [[0.0] * 4, [1.0] * 4]
-for name in ("py.typed", "_C.pyi", "bundled/model/tokenizer.json", "bundled/README.md"):
+for name in ("py.typed", "_C.pyi", "bundled/model/tokenizer.json", "bundled/README.md", "tasks/detoxification.yaml"):
     assert files.joinpath(name).is_file(), name
 outputs = ruprompt_fast.bundled.load().generate(["Без труда", "Я помню"], prompt=["proverb", "verse"], max_new_tokens=5)
 assert all(output.text for output in outputs)
@@ -87,6 +87,8 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert all(name.startswith("ruprompt_fast/") for name in package)
     assert not [name for name in package if "__pycache__" in name or name.endswith((".cc", ".h"))]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ruprompt_fast").rglob("*.py")}
+    data = {str(path.relative_to(ROOT)) for path in (ROOT / "ruprompt_fast" / "tasks").iterdir()}
+    assert data <= set(package)
     kernels = {f"ruprompt_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert {name for name in package if name.endswith(".py")} == modules | kernels
     assert b"libtorch" not in extension

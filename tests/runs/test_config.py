@@ -20,10 +20,10 @@ from ruprompt_fast.runs.config import (
     config_yaml,
 )
 from ruprompt_fast.runs.parsing import parse_config, read_config
+from ruprompt_fast.runs.task_files import TASK_FILES
 from ruprompt_fast.training.task import Task
 
 REQUIRED = ("task.template=<P*3>{text}", "task.target= {answer}", "data.train=rows.jsonl", "output=run")
-TASKS = sorted((Path(__file__).parents[2] / "examples" / "tasks").glob("*.yaml"))
 
 
 def parsed(*arguments: str) -> TrainConfig:
@@ -178,15 +178,29 @@ def test_without_jsonargparse_the_error_says_what_to_install(monkeypatch: pytest
         parsed(*REQUIRED)
 
 
-def test_there_are_six_tasks() -> None:
-    names = {path.stem for path in TASKS}
-    assert names == {"joke", "proverb", "summarization", "title", "detoxification", "question_answering"}
+def test_there_are_six_tasks_and_a_small_one_of_each() -> None:
+    names = {"joke", "proverb", "summarization", "title", "detoxification", "question_answering"}
+    assert set(TASK_FILES) == names | {f"{name}-small" for name in names}
 
 
-@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
-def test_the_tasks_of_ruprompts_are_valid(path: Path) -> None:
-    config = read_config(TrainConfig, path)
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_the_tasks_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parsed(name)
     assert config.task.target_template is not None
     assert config.task.required_columns
     assert set(PromptFormat(config.task.template).fields) == set(re.findall(r"\{(\w+)\}", config.task.template))
     assert config.data.validation is not None
+    assert config.output == f"prompts/{name}"
+    assert (config.model.name == "bundled") == name.endswith("-small")
+    assert config.task.template == parsed(name.removesuffix("-small")).task.template
+    assert read_config(TrainConfig, name) == config
+    # What stands in the working directory, and what comes later, wins.
+    assert parsed(name, "seed=7").seed == 7
+    Path(name).write_text("output: mine\n", encoding="utf-8")
+    assert parsed(*REQUIRED[:3], name).output == "mine"
+
+
+def test_a_mistyped_task() -> None:
+    with pytest.raises(errors.ConfigError, match="one of the tasks detoxification, .*Did you mean 'detoxification'"):
+        parsed("detoxfication")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ruprompt_fast import FastPromptModel, Prompt, bundled
 from ruprompt_fast.errors import (
+    ConfigError,
     LabelError,
     MissingFieldError,
     OutputExistsError,
@@ -23,8 +24,10 @@ from ruprompt_fast.errors import (
     TrainingDataError,
 )
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.runs.answer_config import EvaluateConfig
-from ruprompt_fast.runs.evaluate import evaluate, evaluate_prompt, teacher_forced_loss
+from ruprompt_fast.runs.answer_config import EvaluateConfig, ServedModelConfig
+from ruprompt_fast.runs.evaluate import evaluate
+from ruprompt_fast.runs.loss import teacher_forced_loss
+from ruprompt_fast.runs.measuring import evaluate_prompt
 from ruprompt_fast.runs.metrics import text_metrics
 
 KINDS = [
@@ -85,7 +88,9 @@ class TestTexts:
     def test_predictions_and_their_metrics(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
         found = evaluate(replace(proverbs, output=str(tmp_path / "a" / "figures")))
         assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["figures"]
-        assert json.loads((tmp_path / "a" / "figures" / "metrics.json").read_text()) == found.metrics
+        written = json.loads((tmp_path / "a" / "figures" / "metrics.json").read_text())
+        assert {name: written[name] for name in found.metrics} == found.metrics
+        assert written["baselines"] == found.baselines
         assert read_jsonl(tmp_path / "a" / "figures" / "predictions.jsonl") == found.predictions
         outputs = bundled.load().generate([row["begin"] for row in PROVERBS], "kind", max_new_tokens=8, do_sample=False)
         assert [row["output"] for row in found.predictions] == [output.text.strip() for output in outputs]
@@ -113,10 +118,66 @@ class TestTexts:
         (output,) = bundled.load().generate("", "proverb", max_new_tokens=8, do_sample=False)
         assert [row["output"] for row in found.predictions] == [output.text.strip()] * 2
 
+    def test_baselines(
+        self, proverbs: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    ) -> None:
+        instruction = "Пословица: {text}"
+        config = replace(proverbs, instruction=instruction, output=str(tmp_path / "figures"))
+        found = evaluate(config)
+        assert list(found.baselines) == ["no_prompt", "instruction", "copy"]
+        inputs, references = [row["begin"] for row in PROVERBS], [row["references"] for row in found.predictions]
+        served = bundled.load()
+        for name, template in (("no_prompt", "{text}"), ("instruction", instruction)):
+            texts = [template.format(text=text) for text in inputs]
+            outputs = served.generate(texts, max_new_tokens=8, do_sample=False)
+            expected = [output.text.strip() for output in outputs]
+            assert [row["baselines"][name] for row in found.predictions] == expected
+            measured = {key: value for key, value in found.baselines[name].items() if key != "loss"}
+            assert measured == text_metrics(expected, references)
+        assert found.baselines["copy"] == text_metrics(inputs, references)
+        written = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+        difference = written["differences"]["copy"]["chrf"]
+        assert difference["value"] == pytest.approx(found.metrics["chrf"] - found.baselines["copy"]["chrf"])
+        assert difference["is_certain"] == (difference["p_value"] < 0.05)
+        # The loss without the prompt: the target's tokens behind the text, whose template has a special token too.
+        total, num_tokens = 0.0, 0
+        for row in PROVERBS:
+            ids = tokenizer("<s>" + row["begin"], add_special_tokens=False)["input_ids"]
+            target = [*tokenizer(" " + row["end"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([[*ids, *target]])).logits[0].log_softmax(-1)
+            total -= logprobs[len(ids) - 1 : -1].gather(1, torch.tensor(target)[:, None]).sum().item()
+            num_tokens += len(target)
+        assert found.baselines["no_prompt"]["loss"] == pytest.approx(total / num_tokens, abs=LOGPROB_ERROR)
+
+    def test_without_baselines(self, proverbs: EvaluateConfig) -> None:
+        found = evaluate(replace(proverbs, baselines=False))
+        assert (found.baselines, found.differences) == ({}, {})
+        assert all("baselines" not in row for row in found.predictions)
+        assert found.metrics == evaluate(proverbs).metrics
+
+    def test_rude_words(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
+        (tmp_path / "words.txt").write_text("# слова\nруб\nРЫБ\n", encoding="utf-8")
+        found = evaluate(replace(proverbs, word_list=str(tmp_path / "words.txt")))
+        outputs = [row["output"].lower() for row in found.predictions]
+        assert found.metrics["word_list_share"] == sum(" рыб" in f" {text}" for text in outputs) / 3
+        assert found.baselines["copy"]["word_list_share"] == 0.0
+        assert "word_list_share" not in evaluate(proverbs).metrics
+        data = write_jsonl(tmp_path / "rude.jsonl", [{**row, "begin": f"{row['begin']}, дурак"} for row in PROVERBS])
+        assert evaluate(replace(proverbs, data=data)).baselines["copy"]["word_list_share"] == 1.0
+
+    def test_quantized(self, proverbs: EvaluateConfig) -> None:
+        found = evaluate(replace(proverbs, model=ServedModelConfig(dtype="int8"), baselines=False))
+        served = FastPromptModel.from_pretrained(bundled.MODEL, {"kind": bundled.PROMPTS["kind"]}, dtype="int8")
+        outputs = served.generate([row["begin"] for row in PROVERBS], "kind", max_new_tokens=8, do_sample=False)
+        assert [row["output"] for row in found.predictions] == [output.text.strip() for output in outputs]
+        loss = evaluate(replace(proverbs, baselines=False)).metrics["loss"]
+        assert 0 < abs(found.metrics["loss"] - loss) < 0.1
+
     def test_style_has_its_loss_alone(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
         task = task_of("kind", objective="style", columns={"text": "begin"})
         found = evaluate(replace(proverbs, prompt=trained(tmp_path / "style", "kind", task)))
-        assert list(found.metrics) == ["loss"]
+        assert list(found.metrics) == list(found.baselines["no_prompt"]) == ["loss"]
         assert found.predictions == []
 
 
@@ -135,13 +196,22 @@ class TestClassification:
             assert prediction["row"] == row
             assert words[prediction["label"]] == prediction["output"] == output.label
 
+    def test_baselines(self, kinds: EvaluateConfig) -> None:
+        found = evaluate(kinds)
+        assert list(found.baselines) == ["no_prompt", "majority"]
+        outputs = bundled.load().classify([row["text"] for row in KINDS], labels=list(bundled.LABELS))
+        words = dict(zip(["verse", "prose"], bundled.LABELS, strict=True))
+        right = [words[row["kind"]] == output.label for row, output in zip(KINDS, outputs, strict=True)]
+        assert found.baselines["no_prompt"]["accuracy"] == sum(right) / 4
+        assert found.baselines["majority"] == {"accuracy": 3 / 4}
+
     def test_ensemble(
         self, kinds: EvaluateConfig, tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         folder = ensemble_folder(tmp_path / "kinds", "kind", KIND)
         found = evaluate(replace(kinds, prompt=folder))
         ensemble = PromptEnsemble.from_pretrained(folder)
-        losses = [teacher_forced_loss(model, tokenizer, member, KIND, KINDS) for member in ensemble.members]
+        losses = [teacher_forced_loss(model, tokenizer, member, KIND, KINDS).mean for member in ensemble.members]
         assert len(set(losses)) == 3
         assert found.metrics["loss"] == pytest.approx(sum(losses) / 3, abs=LOGPROB_ERROR)
         served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
@@ -180,6 +250,18 @@ class TestRefusals:
         self.refuse(replace(proverbs, references=["othr"]), MissingFieldError, "Did you mean 'other'", tmp_path)
         data = write_jsonl(tmp_path / "data.jsonl", [{"begin": "Без труда"}])
         self.refuse(replace(proverbs, data=data), MissingFieldError, "'end'", tmp_path)
+
+    def test_instructions(self, kinds: EvaluateConfig, tmp_path: Path) -> None:
+        self.refuse(replace(kinds, instruction="Что это: {txt}"), MissingFieldError, r"\['txt'\]", tmp_path)
+        self.refuse(replace(kinds, instruction="<P*3>{text}"), ConfigError, "without soft rows", tmp_path)
+        with pytest.raises(ConfigError, match="baselines=true"):
+            replace(kinds, instruction="{text}", baselines=False)
+
+    @pytest.mark.parametrize("content", [b"", b"# only a comment\n", b"\xff\xfe", None])
+    def test_word_lists(self, content: bytes | None, proverbs: EvaluateConfig, tmp_path: Path) -> None:
+        if content is not None:
+            (tmp_path / "words.txt").write_bytes(content)
+        self.refuse(replace(proverbs, word_list=str(tmp_path / "words.txt")), ConfigError, "word_list", tmp_path)
 
     def test_broken_rows(self, kinds: EvaluateConfig, tmp_path: Path) -> None:
         broken = replace(kinds, data=write_jsonl(tmp_path / "broken.jsonl", [*KINDS, {"text": "", "kind": "verse"}]))

@@ -1,0 +1,152 @@
+"""The teacher-forced loss of rows, with a prompt or with text in its place, in parts that can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ruprompt_fast.embedding import attach_prompts, detach_prompts
+from ruprompt_fast.engine.packing import pack_model
+from ruprompt_fast.errors import MissingDependencyError
+from ruprompt_fast.prompts import Prompt, PromptFormat
+from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.layout import field_names
+from ruprompt_fast.prompts.template import parse_template
+from ruprompt_fast.training.attaching import attach_for_training, collect_prompts, detach, make_encoders
+from ruprompt_fast.training.datasets import encode_rows
+from ruprompt_fast.training.examples import ExampleEncoder
+from ruprompt_fast.training.runners import make_runner
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ruprompt_fast.training.examples import Example
+    from ruprompt_fast.training.runners import Runner
+    from ruprompt_fast.training.task import Task
+
+_MIN_PARTS = 50
+"""Parts of the rows that a comparison draws from, where there are so many rows."""
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """A loss over rows.
+
+    Attributes:
+        parts: [parts, 2], the loss in nats and what it is a sum over, for each of the same parts of the rows.
+    """
+
+    parts: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """Nats per token to generate, or per classified sample."""
+        total, items = self.parts.sum(0)
+        return float(total / items)
+
+
+@contextmanager
+def quantized(model: PreTrainedModel, is_int8: bool) -> Iterator[None]:
+    """Within the block the model computes with 8-bit weights, if it is to."""
+    packed = pack_model(model, int8=True) if is_int8 else None
+    try:
+        yield
+    finally:
+        if packed is not None:
+            packed.unpack()
+
+
+def teacher_forced_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt | PromptEnsemble,
+    task: Task,
+    rows: Sequence[Mapping[str, str]],
+    batch_size: int = 16,
+) -> TaskLoss:
+    """The loss of what the rows say is right, as training computes it; of an ensemble the mean of its members'.
+
+    The model is given back without the prompt.
+
+    Raises:
+        TaskError: the task is not the prompt's.
+        ContextLengthError, LabelError: a row does not fit; the message names it. Nothing is computed then.
+        MissingDependencyError: accelerate is not installed.
+    """
+    prompts = collect_prompts(prompt, task)
+    attached = attach_for_training(model, prompts, tokenizer)
+    try:
+        encoders = make_encoders(prompts, attached, model, tokenizer)
+        dataset = encode_rows(rows, encoders, isinstance(prompt, PromptEnsemble), "data")
+        runner = make_runner(model, attached.embedding, attached.deep)
+        return _loss(model, runner, dataset.items, rows, batch_size)
+    finally:
+        detach(model, attached)
+
+
+def loss_of_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    task: Task,
+    rows: Sequence[Mapping[str, str]],
+    batch_size: int = 16,
+) -> TaskLoss:
+    """As :func:`teacher_forced_loss`, with a template without soft rows in the prompt's place.
+
+    Raises:
+        ContextLengthError: a row does not fit.
+    """
+    fields = field_names(parse_template(template))
+    known = {*fields, *task.target_fields}
+    plain = replace(
+        task,
+        template=template,
+        columns={name: column for name, column in task.columns.items() if name in known},
+        truncation_field=task.truncation_field if task.truncation_field in fields else None,
+    )
+    format = PromptFormat(template)
+    format.initialize(tokenizer)
+    embedding = attach_prompts(model, [], len(tokenizer))
+    try:
+        encoder = ExampleEncoder(plain, format, tokenizer, model_config=model.config, first_row_id=len(tokenizer))
+        items = [[example] for example in encoder.encode(rows)]
+        return _loss(model, make_runner(model, embedding, [None]), items, rows, batch_size)
+    finally:
+        detach_prompts(model)
+
+
+def _loss(
+    model: PreTrainedModel,
+    runner: Runner,
+    items: Sequence[Sequence[Example]],
+    rows: Sequence[Mapping[str, str]],
+    batch_size: int,
+) -> TaskLoss:
+    """The loss of encoded rows, in parts that depend on the rows alone."""
+    try:
+        from accelerate.utils import send_to_device
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the loss needs the package accelerate; install it with pip install 'ruprompt-fast[train]'."
+        ) from error
+    # The longest first, so that padding is short.
+    order = sorted(range(len(rows)), key=lambda index: -sum(map(len, rows[index].values())))
+    size = max(1, min(batch_size, math.ceil(len(rows) / _MIN_PARTS)))
+    parts = []
+    with torch.no_grad(), runner.routing():
+        for start in range(0, len(order), size):
+            total, num_items = 0.0, 0
+            for members in zip(*(items[index] for index in order[start : start + size]), strict=True):
+                batch = send_to_device(runner.collate(list(members)), model.device)
+                loss = runner.loss(model, batch)
+                total, num_items = total + float(loss.total), num_items + loss.num_items
+            parts.append((total, float(num_items)))
+    return TaskLoss(np.array(parts))
