@@ -35,6 +35,8 @@ class TextForm:
             layout = specials.recognize(layout)
             _check_order(layout, specials)
         self._layout = Layout(self._written(part) for part in layout.parts)
+        self._literals = [part.text for part in self._layout.parts if isinstance(part, Text)]
+        self._own = [] if specials is None else [found for text in self._literals for found in specials.find(text)]
 
     def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
         """Fill in the fields, see :meth:`PromptFormat.__call__`.
@@ -66,7 +68,7 @@ class TextForm:
         guilty = [name for name in self._layout.fields if MARKER_PATTERN.search(item[name])]
         raise MarkerInFieldError(
             f"the text of {shown(guilty or list(self._layout.fields))} contains a prompt marker such as "
-            f"{shown(self._marker)}, alone or together with the template's own text {shown(self._literals())}. The "
+            f"{shown(self._marker)}, alone or together with the template's own text {shown(self._literals)}. The "
             "text form cannot tell it from the template's rows: remove it, or use encode(), where markers in fields "
             "are plain text."
         )
@@ -74,9 +76,8 @@ class TextForm:
     def _check_control_text(self, text: str, item: Mapping[str, Any]) -> None:
         if self._specials is None:
             return
-        expected = [special for literal in self._literals() for special in self._specials.find(literal)]
         found = self._specials.find(text)
-        if found == expected:
+        if found == self._own:
             return
         guilty = [name for name in self._layout.fields if self._specials.find(item[name])]
         raise ControlTextError(
@@ -84,9 +85,6 @@ class TextForm:
             f"alone or together with the template's own text: {shown(found)}. The text form cannot tell it from the "
             "token: remove it, or use encode(), where special tokens in fields are plain text."
         )
-
-    def _literals(self) -> list[str]:
-        return [part.text for part in self._layout.parts if isinstance(part, Text)]
 
 
 def _check_order(layout: Layout, specials: SpecialTokens) -> None:
