@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Class: TypeAlias = str | int | float
+"""A class of a classification, as the caller names it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class ClassificationOutput:
     """The verdict on one input.
 
     Attributes:
-        label: the most probable label.
+        label: the most probable label; a class, where words were given for classes.
         probabilities: for every label, its probability among the labels; they sum to 1.
         prompt: name of the prompt that was used, or None.
     """
 
-    label: str
-    probabilities: dict[str, float]
+    label: Class
+    probabilities: dict[Class, float]
     prompt: str | None

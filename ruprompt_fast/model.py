@@ -16,7 +16,7 @@ from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
 from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.engine.calls import CallReader
-from ruprompt_fast.engine.classify import classify, encode_labels
+from ruprompt_fast.engine.classify import Classification, check_labels
 from ruprompt_fast.engine.dispatch import Dispatcher
 from ruprompt_fast.engine.loading import (
     check_served,
@@ -35,9 +35,11 @@ from ruprompt_fast.engine.requests import Input
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, UnknownPromptError, shown
 from ruprompt_fast.prompts import MultiPrompt, Prompt
+from ruprompt_fast.prompts.base_model import BaseModel, check_base
+from ruprompt_fast.prompts.verbalizers import Labels
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PromptSource: TypeAlias = Prompt | str | os.PathLike[str]
 """A prompt, a folder that holds one, or the id of one on the Hugging Face Hub."""
@@ -82,7 +84,7 @@ class FastPromptModel:
         model.eval()
         self._embedding.is_served = True
         weight = self._embedding.weight
-        check = partial(_check_prompt, tokenizer, self._embedding)
+        check = partial(_check_prompt, tokenizer, self._embedding, model.config)
         self._registry = PromptRegistry(self._embedding.row_width, model.config, weight.device, weight.dtype, check)
         self._calls = CallReader(
             self._registry, model.config, tokenizer, self._embedding, settings, options.max_batch_size
@@ -245,13 +247,14 @@ class FastPromptModel:
         presence_penalty: float | Sequence[float] = 0.0,
         frequency_penalty: float | Sequence[float] = 0.0,
         logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None = None,
+        include_stop_str_in_output: bool | Sequence[bool] = True,
         progress: bool | None = None,
         **generation_kwargs: Any,
     ) -> list[GenerationOutput]:
         """Continue every input behind its prompt.
 
         Args:
-            inputs: a string (the field ``text``), a dict of the prompt's fields, or a list of either.
+            inputs: a string (the prompt's only field, or the field ``text``), a dict of the prompt's fields, or a list of either.
             prompt: a loaded prompt's name for all inputs, or a list with one name (or None) per input.
             generation_config: transformers' settings for all inputs, or a list with one per input; None takes the
                 model's own.
@@ -261,6 +264,8 @@ class FastPromptModel:
             presence_penalty: taken from the logit of every token that was generated already (new tokens only).
             frequency_penalty: likewise, times the number of its occurrences.
             logit_bias: added to the logits of these token ids.
+            include_stop_str_in_output: whether a text that one of ``stop_strings`` ends is given with that string, as
+                transformers does; ``token_ids`` are the same either way.
             progress: whether to show a progress bar; None shows one for long batches on a terminal.
             **generation_kwargs: fields of ``GenerationConfig`` that override it for all inputs.
 
@@ -277,7 +282,7 @@ class FastPromptModel:
             EngineStepError: a step of the engine failed.
             ModelChangedError: the model was changed while the requests ran.
         """
-        extras = (seed, presence_penalty, frequency_penalty, logit_bias)
+        extras = (seed, presence_penalty, frequency_penalty, logit_bias, include_stop_str_in_output)
         tasks = self._calls.tasks(inputs, prompt, generation_config, extras, generation_kwargs)
         with progress_bar(len(tasks), progress) as report:
             return self._dispatcher.generate(tasks, report)
@@ -292,6 +297,7 @@ class FastPromptModel:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
+        include_stop_str_in_output: bool = True,
         **generation_kwargs: Any,
     ) -> Iterator[str]:
         """The continuation of one input, piece by piece; the pieces add up to :meth:`generate`'s text.
@@ -299,7 +305,7 @@ class FastPromptModel:
         No piece ends inside a letter. Closing the iterator drops the request. Arguments and errors are those of
         :meth:`generate`; wrong ones are refused before the first piece is asked for.
         """
-        extras = (seed, presence_penalty, frequency_penalty, logit_bias)
+        extras = (seed, presence_penalty, frequency_penalty, logit_bias, include_stop_str_in_output)
         (task,) = self._calls.tasks([input], prompt, generation_config, extras, generation_kwargs)
         return self._dispatcher.stream(task)
 
@@ -333,23 +339,45 @@ class FastPromptModel:
         inputs: Input | Sequence[Input],
         prompt: str | Sequence[str | None] | None = None,
         *,
-        labels: Sequence[str],
+        labels: Labels,
     ) -> list[ClassificationOutput]:
         """Choose among label words by their log-probability behind every input.
+
+        A label word has the tokens that it has as a target that is trained behind the input.
 
         Args:
             inputs: as in :meth:`generate`.
             prompt: as in :meth:`generate`.
-            labels: the label words as they stand behind the input, with a leading space where the text needs one.
+            labels: the label words as they stand behind the input, with a leading space where the text needs one; or
+                for every class its word, as a training task has them, or several words, whose probabilities add up.
+
+        Returns:
+            One output per input, in order; ``label`` is a class where labels are given for classes.
 
         Raises:
-            LabelError: the labels are no list, too few or too many, too long, or cannot be told apart.
+            LabelError: the labels are no list and no mapping, too few or too many, too long, or cannot be told apart.
+            ContextLengthError: an input and its longest label do not fit the model's context.
             TokenIdError: a label holds a token that the model has no row for; and what :meth:`generate` raises.
         """
-        requests = self._calls.requests(inputs, prompt)
-        known = min(self._embedding.num_embeddings, self.model.config.get_text_config().vocab_size)
-        label_ids = encode_labels(labels, self.tokenizer, known)
-        return classify(requests, labels, label_ids, self._dispatcher, self.model.config)
+        classification = self._classification(inputs, prompt, labels)
+        return classification.run(self._dispatcher)
+
+    def check_fits(
+        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None, *, labels: Labels
+    ) -> None:
+        """Check all that :meth:`classify` checks before it runs anything.
+
+        Raises:
+            LabelError, ContextLengthError, TokenIdError: see :meth:`classify`; and what :meth:`generate` raises.
+        """
+        self._classification(inputs, prompt, labels)
+
+    def _classification(
+        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None, labels: Labels
+    ) -> Classification:
+        config = self.model.config
+        known = min(self._embedding.num_embeddings, config.get_text_config().vocab_size)
+        return Classification(self._calls.requests(inputs, prompt), check_labels(labels), self.tokenizer, config, known)
 
     def count_tokens(
         self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None
@@ -375,7 +403,11 @@ class FastPromptModel:
         return self.model
 
 
-def _check_prompt(tokenizer: PreTrainedTokenizerBase, embedding: SplicedEmbedding, prompt: LoadedPrompt) -> None:
+def _check_prompt(
+    tokenizer: PreTrainedTokenizerBase, embedding: SplicedEmbedding, config: PretrainedConfig, prompt: LoadedPrompt
+) -> None:
+    base = BaseModel.of(config, embedding.weight)
+    check_base(prompt.prompt, base, config.name_or_path, f"prompt {shown(prompt.name)}")
     prompt.check_literals(tokenizer, embedding.first_prompt_id + 1, embedding.num_embeddings)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from ruprompt_fast.errors import LabelError, RupromptError, TaskError
+from ruprompt_fast.errors import RupromptError, TaskError
 from ruprompt_fast.prompts import PromptFormat
 from ruprompt_fast.prompts.encoding import row_ids
 from ruprompt_fast.prompts.layout import Layout, Rows
 from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
 from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_decoder_targets, tokenize_with_targets
 from ruprompt_fast.routing import context_length
+from ruprompt_fast.training.label_words import LabelWords
 from ruprompt_fast.training.task import Task
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Example(TypedDict):
         labels: for every id itself if it is to be generated from those before it, else ``IGNORED_LABEL``. A decoder's
             ids, where the model has one. Empty for a classification.
         candidates: classification: the ids of every label word; else empty.
-        gold: classification: the index of the right one; else -1.
+        class_of: classification: for every label word the index of its class; else empty.
+        gold: classification: the index of the right class; else -1.
     """
 
     prompt: int
@@ -42,6 +44,7 @@ class Example(TypedDict):
     prefix_len: int
     labels: list[int]
     candidates: list[list[int]]
+    class_of: list[int]
     gold: int
 
 
@@ -97,7 +100,11 @@ class ExampleEncoder:
             self._runs = []
         limits = [limit for limit in (context_length(model_config), task.max_tokens) if limit is not None]
         self._max_tokens = min(limits) - num_deep_rows if limits else None
-        self._candidates = self._encode_labels()
+        self._label_words: LabelWords | None = None
+        if task.objective == "classification":
+            self._label_words = LabelWords(
+                task.verbalizers, self._layout, tokenizer, self._marker, self._is_encoder_decoder
+            )
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """Make the examples of these rows, in order.
@@ -139,8 +146,8 @@ class ExampleEncoder:
         examples = []
         for index, text in enumerate(texts):
             with _naming_row(first + index):
-                if self.task.objective == "classification":
-                    examples.append(self._classification(text, golds[index]))
+                if self._label_words is not None:
+                    examples.append(self._classification(text, self._label_words, fields[index], golds[index]))
                 elif self._is_encoder_decoder:
                     examples.append(self._sequence_to_sequence(text, decoded[index]))
                 else:
@@ -164,14 +171,18 @@ class ExampleEncoder:
         text.cut(self._max_tokens, self.task.truncation_field)
         return self._example(text.input_ids, 0, labels)
 
-    def _classification(self, text: TextWithTarget, gold: int) -> Example:
-        in_decoder = 0 if self._is_encoder_decoder else max(map(len, self._candidates)) - 1
+    def _classification(
+        self, text: TextWithTarget, label_words: LabelWords, fields: Mapping[str, str], gold: int
+    ) -> Example:
+        candidates, _ = label_words.behind(fields, text.input_ids)
+        in_decoder = 0 if self._is_encoder_decoder else max(map(len, candidates)) - 1
         limit = None if self._max_tokens is None else self._max_tokens - in_decoder
         text.cut(limit, self.task.truncation_field)
+        candidates, num_joined = label_words.behind(fields, text.input_ids)
         prefix_len = 0 if self._is_encoder_decoder else text.prefix_len
-        ids = text.input_ids or self._empty_text()
+        ids = text.input_ids[: len(text.input_ids) - num_joined] or self._empty_text()
         example = self._example(ids, prefix_len, [])
-        example["candidates"], example["gold"] = self._candidates, gold
+        example["candidates"], example["class_of"], example["gold"] = candidates, label_words.class_of, gold
         return example
 
     def _empty_text(self) -> list[int]:
@@ -187,23 +198,9 @@ class ExampleEncoder:
             prefix_len=0 if self._num_deep_rows else prefix_len,
             labels=labels,
             candidates=[],
+            class_of=[],
             gold=-1,
         )
-
-    def _encode_labels(self) -> list[list[int]]:
-        words = self.task.label_words
-        ids = [cast("list[int]", self._tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words]
-        if not all(ids):
-            raise LabelError(f"every label word must have at least one token; found {words}.")
-        first: dict[int, str] = {}
-        for word, tokens in zip(words, ids, strict=True):
-            if tokens[0] in first:
-                raise LabelError(
-                    f"the label words {first[tokens[0]]!r} and {word!r} begin with the same token, "
-                    f"{self._tokenizer.decode([tokens[0]])!r}; choose words that differ from the start."
-                )
-            first[tokens[0]] = word
-        return ids
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ruprompt_fast.ops import frozen_linear
 from ruprompt_fast.ops.frozen_linear import check_frozen_weight
+from ruprompt_fast.prompts.verbalizers import class_scores
 from ruprompt_fast.training.examples import Example
 
 
@@ -37,22 +38,24 @@ class Choices:
     Attributes:
         num_candidates: label words of every example.
         candidate_of: for every generated token the index of its label word, counted through the batch.
-        golds: for every example the index of its right label word.
+        golds: for every example the index of its right class.
+        class_of: for every label word of an example the index of its class; None where each is a class of its own.
     """
 
     num_candidates: int
     candidate_of: tuple[int, ...]
     golds: tuple[int, ...]
+    class_of: tuple[int, ...] | None = None
 
 
 def choices_of(examples: Sequence[Example]) -> Choices | None:
     """How the examples' label words share the generated tokens; None if they are no classification."""
     if not examples or not examples[0]["candidates"]:
         return None
-    num_candidates = len(examples[0]["candidates"])
+    class_of = tuple(examples[0]["class_of"])
     words = [word for example in examples for word in example["candidates"]]
     candidate_of = tuple(index for index, word in enumerate(words) for _ in word)
-    return Choices(num_candidates, candidate_of, tuple(example["gold"] for example in examples))
+    return Choices(len(class_of), candidate_of, tuple(example["gold"] for example in examples), class_of)
 
 
 def batch_loss(logprobs: Tensor, choices: Choices | None) -> BatchLoss:
@@ -62,10 +65,12 @@ def batch_loss(logprobs: Tensor, choices: Choices | None) -> BatchLoss:
 
         total = -logprobs.sum()                                                    # without choices
         scores = zeros(...).index_add(0, candidate_of, logprobs).view(-1, num_candidates)
+        scores = class_scores(scores, class_of)
         total = cross_entropy(scores, golds, reduction="sum")                      # with choices
 
-    A label word's score is the sum of its tokens' log-probabilities, as when it is served; for words of one token the
-    softmax over scores is that over the words' logits.
+    A label word's score is the sum of its tokens' log-probabilities and a class's the log of the sum of its words'
+    probabilities, as when they are served; for words of one token the softmax over scores is that over the words'
+    logits.
 
     Args:
         logprobs: float32 [generated tokens], the log-probabilities of the ids to generate.
@@ -76,7 +81,7 @@ def batch_loss(logprobs: Tensor, choices: Choices | None) -> BatchLoss:
     num_examples = len(choices.golds)
     index = torch.tensor(choices.candidate_of, device=logprobs.device)
     scores = logprobs.new_zeros(num_examples * choices.num_candidates).index_add(0, index, logprobs)
-    scores = scores.view(num_examples, choices.num_candidates)
+    scores = class_scores(scores.view(num_examples, choices.num_candidates), choices.class_of)
     golds = torch.tensor(choices.golds, device=logprobs.device)
     total = F.cross_entropy(scores, golds, reduction="sum")
     return BatchLoss(total, num_examples, int((scores.argmax(-1) == golds).sum()))

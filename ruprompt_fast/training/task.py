@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Text, field_names
 from ruprompt_fast.prompts.template import parse_template
+from ruprompt_fast.prompts.verbalizers import Verbalizers, read_labels
+from ruprompt_fast.training.classes import find_class
 
 Objective = Literal["text2text", "style", "classification"]
 
@@ -31,7 +33,8 @@ class Task:
         target: the template of the text to generate, whose fields are columns too. ``style`` may leave it out: a
             template without fields then has the target ``{text}``, one with fields has its fields alone.
         label_field: the column of the class.
-        labels: the label word of every class, as it is to be generated, with the space before it.
+        labels: the label word of every class, as it is to be generated, with the space before it; or several words,
+            whose probabilities add up to the class's. The first of them is the class's answer.
         columns: columns of the data by field, for fields that are named differently there.
         max_tokens: tokens of an example at most, rows included; None for the model's context.
         truncation_field: the field of the template whose end is cut off where an example is longer.
@@ -46,7 +49,7 @@ class Task:
     objective: Objective = "text2text"
     target: str | None = None
     label_field: str | None = None
-    labels: Mapping[str, str] | None = None
+    labels: Mapping[str, str | list[str]] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
     truncation_field: str | None = None
@@ -95,8 +98,14 @@ class Task:
 
     @property
     def label_words(self) -> list[str]:
-        """The label words, in the order of the classes."""
-        return list((self.labels or {}).values())
+        """The first label word of every class, in the order of the classes."""
+        verbalizers = self.verbalizers
+        return [verbalizers.words[verbalizers.class_of.index(index)] for index in range(len(verbalizers.classes))]
+
+    @property
+    def verbalizers(self) -> Verbalizers:
+        """The classes and all of their label words."""
+        return read_labels(self.labels or {})
 
     def fields_of(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The values of the template's fields.
@@ -125,18 +134,25 @@ class Task:
     def class_index(self, row: Mapping[str, Any]) -> int:
         """The position of the row's class among :attr:`labels`.
 
+        Numbers and booleans are found however they are written, see :func:`~ruprompt_fast.training.classes.find_class`.
+
         Raises:
             MissingFieldError: the row lacks the column.
-            LabelError: the class has no label word.
+            LabelError: the class has no label word, or it may be several ones.
         """
-        classes = [str(key) for key in self.labels or {}]
         found = self._value(row, str(self.label_field))
-        value = str(found) if isinstance(found, str | int | float) else None
-        if value not in classes:
+        indices = find_class(found, list(self.labels or {}))
+        if len(indices) == 1:
+            return indices[0]
+        classes = [str(key) for key in self.labels or {}]
+        if indices:
             raise LabelError(
-                f"the column {self.label_field!r} holds {shown(found)}; labels has words for {shown(classes, 400)}."
+                f"the column {self.label_field!r} holds {shown(found)}, which may be any of the classes "
+                f"{shown([classes[index] for index in indices])}. Write it as one of them, as a string."
             )
-        return classes.index(value)
+        raise LabelError(
+            f"the column {self.label_field!r} holds {shown(found)}; labels has words for {shown(classes, 400)}."
+        )
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
         value = row.get(column) if isinstance(row, Mapping) else None
@@ -172,10 +188,10 @@ class Task:
             _check_text("a column", column, TaskError)
         if self.labels is not None and not isinstance(self.labels, Mapping):
             raise LabelError(f"labels must map every class to its word; found {shown(self.labels)}.")
-        for key, word in (self.labels or {}).items():
+        verbalizers = self.verbalizers
+        for word in verbalizers.words:
             _check_text("a label word", word, LabelError)
-            if not isinstance(key, str | int | float):
-                raise LabelError(f"a class must be named by a string or a number; found {shown(key)}.")
+        for key in verbalizers.classes:
             if isinstance(key, str):
                 _check_text("a class", key, LabelError)
 
@@ -196,16 +212,16 @@ class Task:
                     f"labels and label_field belong to a classification; the objective is {self.objective}."
                 )
             return
-        words = self.label_words
-        if self.label_field is None or len(words) < 2 or not all(isinstance(word, str) and word for word in words):
+        classes, words = self.verbalizers.classes, self.verbalizers.words
+        if self.label_field is None or len(classes) < 2 or not all(words):
             raise LabelError(
                 "a classification needs label_field, and labels with a word for each of at least two classes; found "
                 f"label_field={shown(self.label_field)}, labels={shown(self.labels)}."
             )
         if len(set(words)) < len(words):
-            raise LabelError(f"every class needs a label word of its own; found {shown(words)}.")
-        if len({str(key) for key in self.labels or {}}) < len(words):
-            raise LabelError(f"two classes have the same name as text; found {shown(list(self.labels or {}))}.")
+            raise LabelError(f"every class needs label words of its own, each once; found {shown(list(words))}.")
+        if len(set(map(str, classes))) < len(classes):
+            raise LabelError(f"two classes have the same name as text; found {shown(list(classes))}.")
 
 
 def _is_text(value: str) -> bool:
@@ -232,5 +248,5 @@ def _text_parts(target: str) -> list[Text | Field]:
     """
     parts = parse_template(target)
     if not all(isinstance(part, Text | Field) for part in parts):
-        raise TaskError(f"the target is text to generate and has no soft rows; found {shown(target)}.")
+        raise TaskError(f"the target is text to generate and has no soft rows and no special tokens; found {shown(target)}.")
     return [part for part in parts if isinstance(part, Text | Field)]

@@ -65,6 +65,21 @@ def test_classes_are_compared_by_their_words() -> None:
     assert (loss.num_items, loss.num_correct) == (2, 1)
 
 
+def test_the_words_of_a_class_add_up() -> None:
+    # Two samples, two classes: the first with two words, the second with one of two tokens.
+    logprobs = torch.tensor([-1.0, -2.0, -0.5, -0.5, -3.0, -1.0, -0.1, -0.2]).requires_grad_()
+    choices = Choices(3, (0, 1, 2, 2, 3, 4, 5, 5), golds=(0, 1), class_of=(0, 0, 1))
+    probabilities = torch.tensor([[-1.0, -2.0, -1.0], [-3.0, -1.0, -0.3]]).exp()
+    first = (probabilities[0, 0] + probabilities[0, 1]) / probabilities[0].sum()
+    second = probabilities[1, 2] / probabilities[1].sum()
+    loss = batch_loss(logprobs, choices)
+    assert loss.total.item() == pytest.approx(-(first.log() + second.log()).item(), abs=1e-6)
+    assert (loss.num_items, loss.num_correct) == (2, 2)
+    loss.total.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.isfinite().all()
+
+
 def test_an_output_layer_that_trains_is_refused() -> None:
     inputs, weight = random(2, 3), random(5, 3, seed=1).requires_grad_()
     with pytest.raises(TensorArgumentError, match="must not require gradients"):

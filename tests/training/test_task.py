@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, TemplateError
@@ -95,3 +96,68 @@ def test_rows_that_do_not_fit() -> None:
     task = Task("<P>{text}", "classification", label_field="kind", labels=LABELS)
     with pytest.raises(LabelError, match="'x'"):
         task.target_of({"text": "а", "kind": "x"})
+
+
+def classes_of(*names: Any) -> Task:
+    labels = {name: f" слово {index}" for index, name in enumerate(names)}
+    return Task("<P>{text}", "classification", label_field="kind", labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("classes", "found", "index"),
+    [
+        (("false", "true"), True, 1),
+        (("false", "true"), np.bool_(False), 0),
+        (("false", "true"), "True", 1),
+        ((False, True), "true", 1),
+        ((False, True), True, 1),
+        (("0", "1"), 0.0, 0),
+        (("0", "1"), np.float64(1.0), 1),
+        (("0", "1"), np.int64(1), 1),
+        (("0", "1"), "1.0", 1),
+        ((0, 1), "1", 1),
+        ((0.0, 1.0), 1, 1),
+        (("0.5", "1.5"), 0.5, 0),
+        (("-1", "1"), -1.0, 0),
+        (("1", "1.0"), "1.0", 1),
+        (("true", "True"), "True", 1),
+        (("007", "8"), 7, 0),
+        (("12345678901234567890", "1"), 12345678901234567890, 0),
+    ],
+)
+def test_classes_are_found_as_tables_write_them(classes: tuple[Any, ...], found: Any, index: int) -> None:
+    assert classes_of(*classes).class_index({"kind": found}) == index
+
+
+@pytest.mark.parametrize(
+    ("classes", "found"),
+    [
+        (("0", "1"), True),
+        (("false", "true"), 1),
+        (("0", "1"), 0.5),
+        (("0", "1"), float("nan")),
+        (("a", "b"), "A"),
+        (("0", "1"), "0 "),
+        (("0", "1"), [0]),
+        (("12345678901234567890", "1"), 12345678901234567891),
+    ],
+)
+def test_values_that_are_no_class(classes: tuple[str, ...], found: Any) -> None:
+    with pytest.raises(LabelError, match="labels has words for"):
+        classes_of(*classes).class_index({"kind": found})
+
+
+@pytest.mark.parametrize(("classes", "found"), [(("1", "1.0"), 1.0), (("true", "TRUE"), True), (("1.0", "01"), "1")])
+def test_values_that_may_be_several_classes(classes: tuple[str, ...], found: Any) -> None:
+    with pytest.raises(LabelError, match="may be any of the classes"):
+        classes_of(*classes).class_index({"kind": found})
+
+
+def test_a_class_may_have_several_words() -> None:
+    task = Task("<P>{text}", "classification", label_field="k", labels={"v": [" да", " ага"], "p": " нет"})
+    assert task.label_words == [" да", " нет"]
+    assert task.verbalizers.words == (" да", " ага", " нет")
+    assert task.target_of({"text": "а", "k": "v"}) == " да"
+    for labels in ({"v": [" да", " да"], "p": " нет"}, {"v": [], "p": " нет"}, {"v": [" да", 1], "p": " нет"}):
+        with pytest.raises(LabelError):
+            Task("<P>{text}", "classification", label_field="k", labels=labels)  # type: ignore[arg-type]
