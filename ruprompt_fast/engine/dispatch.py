@@ -25,14 +25,22 @@ from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.engine.stopping import unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.watching import Watch
-from ruprompt_fast.errors import DetachedModelError, ModelChangedError, SettingError, UnsupportedModelError
+from ruprompt_fast.errors import (
+    DetachedModelError,
+    EngineStepError,
+    ModelChangedError,
+    RupromptError,
+    SettingError,
+    UnsupportedModelError,
+    described,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-_GONE = "the model was detached while this request ran; load it again to go on."
+_GONE = "the model was detached while this request ran; load it anew and make the request again."
 _CHANGED = (
     "the model was changed while this request ran (weights, layers, adapters, hooks or settings), and what was "
     "computed before does not fit what it is now; make the request again."
@@ -224,13 +232,24 @@ class Dispatcher:
         return self._loop.call(self._renew)
 
     def _renew(self, thorough: bool = False) -> _Current:
+        """The engine, a new one if the model has changed.
+
+        Raises:
+            EngineStepError: the changed model does not run.
+        """
         current = self._current
         if current is None or thorough or current.is_outdated(self._model):
             packed = self._take_current(_changed)
             self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
             self._model.eval()
-            current = self._current = self._build(packed, thorough)
+            try:
+                self._current = self._build(packed, thorough)
+            except Exception as error:
+                if current is None or isinstance(error, RupromptError):
+                    raise
+                raise EngineStepError(f"the changed model does not run: {described(error)}") from error
             self._loop.is_stale = False
+            current = self._current
         return current
 
     def _build(self, packed: PackedModel | None, thorough: bool) -> _Current:

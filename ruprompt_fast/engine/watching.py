@@ -22,11 +22,15 @@ _IRRELEVANT = frozenset(
         "warnings_issued",
     }
 )
-# Hooks of every module that a forward pass without gradients does not run: compared by identity, which costs nothing.
+# What every module has and a forward pass without gradients does not run, or what changes together with the hooks that
+# it does: compared by identity, which costs nothing.
 _NOT_RUN = frozenset(
     {
         "_backward_hooks",
         "_backward_pre_hooks",
+        "_forward_hooks_always_called",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
         "_load_state_dict_post_hooks",
         "_load_state_dict_pre_hooks",
         "_non_persistent_buffers_set",
