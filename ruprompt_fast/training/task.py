@@ -248,5 +248,7 @@ def _text_parts(target: str) -> list[Text | Field]:
     """
     parts = parse_template(target)
     if not all(isinstance(part, Text | Field) for part in parts):
-        raise TaskError(f"the target is text to generate and has no soft rows and no special tokens; found {shown(target)}.")
+        raise TaskError(
+            f"the target is text to generate and has no soft rows and no special tokens; found {shown(target)}."
+        )
     return [part for part in parts if isinstance(part, Text | Field)]
