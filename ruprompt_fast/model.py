@@ -254,7 +254,8 @@ class FastPromptModel:
         """Continue every input behind its prompt.
 
         Args:
-            inputs: a string (the prompt's only field, or the field ``text``), a dict of the prompt's fields, or a list of either.
+            inputs: a string (the prompt's only field, or the field ``text``), a dict of the prompt's fields, or a
+                list of either.
             prompt: a loaded prompt's name for all inputs, or a list with one name (or None) per input.
             generation_config: transformers' settings for all inputs, or a list with one per input; None takes the
                 model's own.

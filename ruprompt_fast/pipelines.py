@@ -18,6 +18,7 @@ from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.prompts.text_field import text_field
 from ruprompt_fast.routing import check_fits, context_length
 
 # Settings of the tokenizer's call, which only a text form has.
@@ -69,6 +70,9 @@ class PromptPipeline(TextGenerationPipeline):
                 raise MissingFieldError(f"give the prompt's field(s) {', '.join(names)}, or a text; found nothing.")
         return super().__call__(inputs, **kwargs)
 
+    def _fields(self, inputs: str | Mapping[str, str]) -> dict[str, str]:
+        return {text_field(self.prompt.format.fields): inputs} if isinstance(inputs, str) else dict(inputs)
+
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> Any:
         if self.model.get_input_embeddings() is not self.prompt.ctx.embedding:  # another prompt has the model now
             self.prompt.attach(self.model, cast(Any, self.tokenizer))
@@ -99,8 +103,8 @@ class PromptPipeline(TextGenerationPipeline):
 class TextGenerationWithPromptPipeline(PromptPipeline):
     """Continues a text behind a prompt; task ``text-generation-with-prompt``.
 
-    A prompt without fields stands before the text; one with fields gets the text as its field ``text``. The result
-    holds the given text and its continuation.
+    A prompt without fields stands before the text; one with fields gets the text as its only field, or the field
+    ``text``. The result holds the given text and its continuation.
 
     Args:
         prompt: a prompt, a folder that holds one, or its id on the Hugging Face Hub.
@@ -112,8 +116,8 @@ class TextGenerationWithPromptPipeline(PromptPipeline):
 
     def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
         """Tokenize the prompt and the text behind it."""
-        fields = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
-        shown = fields.get("text", "")
+        fields = self._fields(inputs)
+        shown = fields.get(text_field(self.prompt.format.fields), "")
         encoded = self._read(fields if self.prompt.format.fields else {"text": shown}, shown, kwargs)
         if encoded is not None:
             return encoded
@@ -137,8 +141,8 @@ class Text2TextGenerationWithPromptPipeline(PromptPipeline):
     default_generation_parameters: ClassVar[dict[str, Any]] = {"return_full_text": False, "do_sample": True}
 
     def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
-        """Format the fields (a string is the field ``text``) and tokenize the result."""
-        fields = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
+        """Format the fields (a string is the only field, or the field ``text``) and tokenize the result."""
+        fields = self._fields(inputs)
         layout = self.prompt.format.layout
         shown, _ = layout.render(fields, [""] * len(layout.slots))
         encoded = self._read(fields, shown, kwargs)

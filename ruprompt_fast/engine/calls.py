@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-_EXTRAS = ("seed", "presence_penalty", "frequency_penalty", "logit_bias")
+_EXTRAS = ("seed", "presence_penalty", "frequency_penalty", "logit_bias", "include_stop_str_in_output")
 
 
 class CallReader:
@@ -75,7 +75,7 @@ class CallReader:
         inputs: Input | Sequence[Input],
         prompt: str | Sequence[str | None] | None,
         generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
-        extras: tuple[Any, Any, Any, Any],
+        extras: Sequence[Any],
         keywords: Mapping[str, Any],
     ) -> list[GenerationTask]:
         """The requests with the settings of each.
@@ -84,7 +84,8 @@ class CallReader:
             inputs: as in :meth:`requests`.
             prompt: as in :meth:`requests`.
             generation_config: one for all inputs or one for each; None takes the model's own.
-            extras: seed, presence_penalty, frequency_penalty and logit_bias, each for all inputs or one for each.
+            extras: what ``generate`` takes of the names in ``ExtraSettings``, in their order, each for all inputs or
+                one for each.
             keywords: fields of ``GenerationConfig`` that override it.
 
         Raises:

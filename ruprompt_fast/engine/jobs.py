@@ -23,6 +23,7 @@ from ruprompt_fast.engine.sampling import (
     SamplingRow,
     finish_reason,
 )
+from ruprompt_fast.engine.stop_cut import StopCut, without_stop
 from ruprompt_fast.engine.text import TextStream
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class SamplingJob(Job):
         self._decoder = decoder
         self._needs_text = streaming or bool(params.stop_strings)
         self._streaming = streaming
+        self._cut = StopCut(params.cut_strings)  # a stream has one branch
         self._deadline = _deadline(params)
         self._outputs: list[GenerationOutput | None] = [None] * params.num_return_sequences
         self.branches = [self._new_branch(0, params.num_return_sequences)]
@@ -180,14 +182,14 @@ class SamplingJob(Job):
             branch.logprobs.append(token.logprobs[0])
         reason = finish_reason(self.params, branch.token_ids)
         if branch.text is not None:
-            self._emit(branch.text.push(token.token_ids))
+            self._emit(self._cut.push(branch.text.push(token.token_ids)))
             reason = "stop" if branch.text.stopped else reason
         if reason is None and time.monotonic() < self._deadline:
             return False
         if branch.text is not None:
-            self._emit(branch.text.flush())
+            self._emit(self._cut.push(branch.text.flush()) + self._cut.flush())
         self._outputs[branch.output] = GenerationOutput(
-            self._decoder.text(self.request.input_ids, branch.token_ids),
+            without_stop(self._decoder.text(self.request.input_ids, branch.token_ids), self.params.cut_strings),
             branch.token_ids,
             self.request.prompt_name,
             reason or "time",
@@ -212,6 +214,7 @@ class BeamJob(Job):
     ) -> None:
         super().__init__(request, params.max_new_tokens, params.num_beams)
         self._search = search
+        self._cut_strings = params.cut_strings
         self._deadline = _deadline(params)
         self._decoder = decoder
 
@@ -232,7 +235,7 @@ class BeamJob(Job):
         name = self.request.prompt_name
         return [
             GenerationOutput(
-                self._decoder.text(self.request.input_ids, result.token_ids),
+                without_stop(self._decoder.text(self.request.input_ids, result.token_ids), self._cut_strings),
                 result.token_ids,
                 name,
                 result.finish_reason,

@@ -11,6 +11,8 @@ import torch
 from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.errors import HubError, PromptInitError, SettingError, UnsupportedModelError, shown
 from ruprompt_fast.prompts import MultiPrompt
+from ruprompt_fast.prompts.hub import is_reachable
+from ruprompt_fast.prompts.paths import is_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,10 +77,10 @@ def load_model(
         # float16 arithmetic on a CPU is many times slower than float32.
         dtype = torch.float32 if target.type == "cpu" else "auto"
 
-    def load() -> Any:
-        config = AutoConfig.from_pretrained(model)
+    def load(source: str, **found: Any) -> Any:
+        config = AutoConfig.from_pretrained(source, **found)
         factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return factory.from_pretrained(model, dtype=dtype)
+        return factory.from_pretrained(source, dtype=dtype, **found)
 
     network = _loaded("model", model, load)
     return cast("PreTrainedModel", network.to(target).requires_grad_(False))
@@ -133,20 +135,29 @@ def device_of(device: torch.device | str | int | None) -> torch.device | None:
     return found
 
 
-def _loaded(kind: str, source: object, load: Callable[[], Any]) -> Any:
-    """What ``load`` gives.
+def _loaded(kind: str, source: str | os.PathLike[str], load: Callable[..., Any]) -> Any:
+    """What ``load`` gives for a folder or for a repository of the hub, which is never asked for what is a path.
 
     Raises:
-        HubError: it fails.
+        HubError: it fails, or there is no such folder.
     """
+    path = os.path.expanduser(os.fspath(source))
+    if os.path.isdir(path):
+        source, found = path, {}
+    elif is_path(source):
+        what = "that is a file" if os.path.exists(path) else "there is no such folder"
+        raise HubError(f"the {kind} {shown(os.fspath(source))}: {what}. Give a folder or a hub id.")
+    else:
+        found = {} if is_reachable() else {"local_files_only": True}
     try:
-        return load()
+        return load(source, **found)
     except MemoryError:
         raise
     except Exception as error:  # the hub's, the files' and the model's own
+        where = "there is no such folder, the hub was not reached, and its cache has no such model: " if found else ""
         raise HubError(
-            f"the {kind} {shown(source)} cannot be loaded: {type(error).__name__}: {shown(str(error), 800)} Give a "
-            "folder or a hub id."
+            f"the {kind} {shown(source)} cannot be loaded: {where}{type(error).__name__}: {shown(str(error), 800)} "
+            "Give a folder or a hub id."
         ) from error
 
 
@@ -167,9 +178,9 @@ def load_tokenizer(
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
         return tokenizer
     is_object = not isinstance(model, (str, os.PathLike))
-    source = tokenizer or (getattr(getattr(model, "config", None), "name_or_path", None) if is_object else model)
+    source: Any = tokenizer or (getattr(getattr(model, "config", None), "name_or_path", None) if is_object else model)
     if not source:
         raise UnsupportedModelError("this model object does not say where it comes from; give its tokenizer too.")
     from transformers import AutoTokenizer
 
-    return cast("PreTrainedTokenizerBase", _loaded("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source)))
+    return cast("PreTrainedTokenizerBase", _loaded("tokenizer", source, AutoTokenizer.from_pretrained))

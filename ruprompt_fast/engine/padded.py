@@ -30,6 +30,7 @@ from ruprompt_fast.engine.padded_output import make_output, token_logprobs
 from ruprompt_fast.engine.padded_probe import first_logits_settings, togetherness
 from ruprompt_fast.engine.padded_stream import BetweenTokens, TokenSender
 from ruprompt_fast.engine.requests import Request
+from ruprompt_fast.engine.stop_cut import StopCut
 from ruprompt_fast.engine.stopping import StopStrings, unused_ids
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.text import TextStream
@@ -166,14 +167,15 @@ class PaddedGenerator:
 
         tokens = Apart(work).results()
         text = TextStream(self._decoder, self._read_before(task.request), stop_strings)
+        cut = StopCut(task.resolved.cut_strings)
         failure: Exception | None = None
         try:
             for token in tokens:
-                if not text.stopped and (piece := text.push([token])):
+                if not text.stopped and (piece := cut.push(text.push([token]))):
                     yield piece
         except Exception as error:
             failure = error
-        if piece := text.flush():
+        if piece := cut.push(text.flush()) + cut.flush():
             yield piece
         if failure is not None:
             try:
@@ -255,14 +257,15 @@ class PaddedGenerator:
                 make_output(
                     token_ids[k],
                     logprobs[k] if logprobs else None,
-                    request.prompt_name,
+                    task.request.prompt_name,
                     settings,
                     stop,
-                    partial(self._decoder.text, self._read_before(request)),
+                    partial(self._decoder.text, self._read_before(task.request)),
+                    task.resolved.cut_strings,
                 )
                 for k in range(index * count, (index + 1) * count)
             ]
-            for index, request in enumerate(batch)
+            for index, task in enumerate(tasks)
         ]
 
     def _generate(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.engine.stop_cut import without_stop
 from ruprompt_fast.engine.stopping import StopStrings
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def make_output(
     settings: GenerationConfig,
     stop: StopStrings,
     text_of: Callable[[list[int]], str],
+    cut_strings: Sequence[str],
 ) -> GenerationOutput:
     """One output, cut off where its own text ends.
 
@@ -32,6 +34,7 @@ def make_output(
         settings: of its batch.
         stop: its stop strings.
         text_of: the text of tokens behind its input.
+        cut_strings: the stop strings that are left out of its text.
     """
     eos = settings.eos_token_id
     stops = set(eos) if isinstance(eos, (list, tuple)) else {eos}
@@ -40,7 +43,7 @@ def make_output(
     stopped = stop.contained_in(text_of(kept))
     if stopped:  # what stands behind is padding, or went on while the rest of the batch did
         kept = kept[: bisect_left(range(end), True, key=lambda index: stop.contained_in(text_of(kept[:index])))]
-    text = text_of(kept)
+    text = without_stop(text_of(kept), cut_strings)
     if stopped or (kept and kept[-1] in stops):
         reason = "stop"
     else:

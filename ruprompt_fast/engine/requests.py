@@ -18,6 +18,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts import PromptFormat
 from ruprompt_fast.prompts.special_tokens import Reading
+from ruprompt_fast.prompts.text_field import text_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ wrote. Behind a prompt a text is data.
 """
 
 Input: TypeAlias = str | Mapping[str, str]
-"""A request's fields; a string is the field ``text``."""
+"""A request's fields; a string is its prompt's only field, or the field ``text``."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,19 @@ def encode_requests(
         EmptyInputError: nothing is left to read: no text, no prompt and no beginning-of-text token.
     """
     table_size = first_row_id - 1 if table_size is None else table_size
-    batch = [{"text": item} if isinstance(item, str) else dict(item) for item in inputs]
     for name in prompts:
         if name is not None and not isinstance(name, str):
             raise UnknownPromptError(f"a prompt's name must be a string or None; found {shown(name)}.")
     # Each name is looked up once: a prompt may be replaced meanwhile.
     loaded = {name: None if name is None else registry.loaded(name) for name in dict.fromkeys(prompts)}
     groups: dict[str | None, list[int]] = {}
-    for index, (fields, name) in enumerate(zip(batch, prompts, strict=True)):
+    batch: list[dict[str, str]] = []
+    for index, (item, name) in enumerate(zip(inputs, prompts, strict=True)):
         entry = loaded[name]
-        check_fields(fields, PLAIN_TEXT.fields if entry is None else entry.format.fields, name)
+        known = PLAIN_TEXT.fields if entry is None else entry.format.fields
+        fields = {text_field(known): item} if isinstance(item, str) else dict(item)
+        batch.append(fields)
+        check_fields(fields, known, name)
         check_fields_text(fields, index, most_chars)
         groups.setdefault(name, []).append(index)
     encoded: list[Request] = [Request([], None)] * len(batch)

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    get_session,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -70,6 +77,7 @@ def download_prompt(
     """
     _check_texts(repo_id=repo_id, revision=revision, endpoint=endpoint)
     cache = None if cache_dir is None else local_path(cache_dir)
+    local_files_only = local_files_only or not (force_download or is_reachable(endpoint))
     source = _Source(repo_id, subfolder, token, cache, local_files_only, force_download, endpoint)
     try:
         description = source.first(sorted(_FILES, key=lambda name: source.is_known_missing(name, revision)), revision)
@@ -87,6 +95,25 @@ def download_prompt(
     except _FAILURES as error:
         raise HubError(_explain(error, repo_id, revision)) from error
     return description.parent
+
+
+def is_reachable(endpoint: str | None = None) -> bool:
+    """Whether the hub answers, asked twice at most.
+
+    The hub's library asks six times, with longer and longer pauses, before it says that nobody answers.
+
+    Args:
+        endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+    """
+    if constants.is_offline_mode():
+        return False
+    for _ in range(2):
+        try:
+            get_session().head(endpoint or constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except _FAILURES:
+            continue
+        return True
+    return False
 
 
 def upload_prompt(
@@ -225,7 +252,10 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     elif isinstance(error, RevisionNotFoundError):
         advice = f"no revision {shown(revision)}: give a branch, tag or commit of the repository."
     elif isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        advice = "not in the cache, and the hub was not asked or not reached: check the network and HF_HUB_OFFLINE."
+        advice = (
+            "there is no such folder, it is not in the cache, and the hub was not asked or not reached: check the "
+            "spelling, the network and HF_HUB_OFFLINE."
+        )
     elif isinstance(error, HFValidationError):
         advice = "neither a folder nor a valid id owner/name: check the spelling."
     elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):

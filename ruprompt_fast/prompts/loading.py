@@ -10,7 +10,7 @@ from typing import Any
 from ruprompt_fast.errors import PromptFileError, SettingError, shown
 from ruprompt_fast.prompts.files import PROMPT_FILE_NAME, StoredPrompt, read_prompt
 from ruprompt_fast.prompts.limits import MAX_NAMES_SHOWN
-from ruprompt_fast.prompts.paths import local_path
+from ruprompt_fast.prompts.paths import is_path, local_path
 from ruprompt_fast.prompts.peft import PEFT_CONFIG_NAME, read_peft
 from ruprompt_fast.prompts.reading.regular_file import reason
 
@@ -40,7 +40,7 @@ def load_prompt(
         raise PromptFileError(f"expected subfolder to be a string; found {shown(subfolder)}.")
     if os.path.isdir(path):
         folder = path / subfolder if subfolder else path
-    elif _is_path(name_or_path):
+    elif is_path(name_or_path):
         raise PromptFileError(f"{path}: expected a folder with {PROMPT_FILE_NAME}; found {_what_is_there(path)}.")
     else:
         from ruprompt_fast.prompts.hub import download_prompt
@@ -78,16 +78,3 @@ def _names_in(folder: Path) -> str:
         return "no such folder" if isinstance(error, FileNotFoundError) else reason(error)
     more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
     return ", ".join(sorted(names[:MAX_NAMES_SHOWN])) + more or "nothing"
-
-
-def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether this can only mean a path: a repository is named by one or two words with a slash between them."""
-    if not isinstance(name_or_path, str):
-        return True
-    return (
-        os.path.exists(name_or_path)
-        or name_or_path.startswith((".", "~", "/"))
-        or name_or_path.count("/") > 1
-        or os.path.isabs(name_or_path)
-        or "\\" in name_or_path
-    )

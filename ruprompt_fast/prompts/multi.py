@@ -20,6 +20,7 @@ from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.patched import tokenize_for_patched
 from ruprompt_fast.prompts.prompt import Prompt
 from ruprompt_fast.prompts.providers import BasePromptProvider
+from ruprompt_fast.prompts.text_field import add_text
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -176,9 +177,9 @@ class MultiPrompt:
         Raises:
             UnknownPromptError: no prompt has the key; the message lists those that are there.
         """
-        if text is not None:
-            fields["text"] = text
-        return tokenize_for_patched(self._named(key).format, self.ctx, fields)
+        format = self._named(key).format
+        add_text(fields, text, format.fields)
+        return tokenize_for_patched(format, self.ctx, fields)
 
     def _named(self, key: str) -> Prompt:
         prompt = self.prompts.get(key)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ruprompt_fast.errors import FileWriteError, PromptFileError, shown
+
+_DRIVE = re.compile("[A-Za-z]:")
 
 
 def local_path(name_or_path: object) -> Path:
@@ -22,6 +25,25 @@ def local_path(name_or_path: object) -> Path:
     if problem := _problem(os.fspath(name_or_path)):
         raise PromptFileError(f"{shown(os.fspath(name_or_path))}: {problem}.")
     return Path(os.path.expanduser(name_or_path))
+
+
+def is_path(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this can only mean a path: a repository is named by one or two words with a slash between them.
+
+    A name whose first word is a folder here is a path with a slip in its rest.
+    """
+    if not isinstance(name_or_path, str):
+        return True
+    first, slash, _ = name_or_path.partition("/")
+    return (
+        name_or_path.startswith((".", "~", "/"))
+        or name_or_path.endswith("/")
+        or name_or_path.count("/") > 1
+        or "\\" in name_or_path
+        or _DRIVE.match(name_or_path) is not None
+        or os.path.exists(name_or_path)
+        or (bool(slash) and os.path.isdir(first))
+    )
 
 
 def checked_path(path: object) -> str:

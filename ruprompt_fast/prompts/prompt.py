@@ -17,6 +17,7 @@ from ruprompt_fast.prompts.format import PromptFormat
 from ruprompt_fast.prompts.patched import tokenize_for_patched
 from ruprompt_fast.prompts.providers import BasePromptProvider, TensorPromptProvider, as_provider
 from ruprompt_fast.prompts.storage import StoredPromptMixin
+from ruprompt_fast.prompts.text_field import add_text
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ class Prompt(StoredPromptMixin):
 
         >>> prompt = Prompt.from_pretrained("konodyuk/prompt_rugpt3large_joke")
         >>> prompt.patch(model, tokenizer)
-        >>> model.generate(**tokenizer(prompt("Заходят в бар"), return_tensors="pt"))
+        >>> model.generate(**prompt.tokenize("Заходят в бар"))
 
     Args:
         format: the arrangement.
@@ -165,11 +166,10 @@ class Prompt(StoredPromptMixin):
         """The text form, see :meth:`PromptFormat.__call__`.
 
         Args:
-            text: the field ``text``.
+            text: the only field, or the field ``text``.
             fields: the other fields; also ``return_ranges``.
         """
-        if text is not None:
-            fields["text"] = text
+        add_text(fields, text, self.format.fields)
         return self.format(**fields)
 
     def tokenize(self, text: str | None = None, **fields: str) -> BatchEncoding:
@@ -179,7 +179,7 @@ class Prompt(StoredPromptMixin):
         tokenizer puts behind a text that a decoder goes on with, and takes any text as text.
 
         Args:
-            text: the field ``text``; a prompt without fields stands before it.
+            text: the only field, or the field ``text``; a prompt without fields stands before it.
             fields: the other fields.
 
         Returns:
@@ -189,8 +189,7 @@ class Prompt(StoredPromptMixin):
             NotInitializedError: the prompt is not attached to a model.
             MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
         """
-        if text is not None:
-            fields["text"] = text
+        add_text(fields, text, self.format.fields)
         return tokenize_for_patched(self.format, self.ctx, fields)
 
     def as_dict(self) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def test_classes_of_a_batch_are_those_of_each_alone(family: str) -> None:
     labels = ["а", "бв"]
     for text, output in zip(TEXTS, served.classify(TEXTS, "p", labels=labels), strict=True):
         (alone,) = served.classify(text, "p", labels=labels)
-        assert list(output.scores.values()) == pytest.approx(list(alone.scores.values()), abs=LOGPROB_ERROR)
+        assert list(output.probabilities.values()) == pytest.approx(
+            list(alone.probabilities.values()), abs=LOGPROB_ERROR
+        )
 
 
 def test_an_encoder_reads_positions_as_transformers_has_them() -> None:

@@ -27,12 +27,14 @@ class ExtraSettings:
             (OpenAI's and vLLM's meaning).
         frequency_penalty: subtracted once for every time that the token was generated before. The input does not count.
         logit_bias: what is added to the scores of token ids.
+        include_stop_str_in_output: whether the text holds the stop string that ends it (vLLM's name).
     """
 
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    include_stop_str_in_output: bool = True
 
     def engine_only(self) -> list[str]:
         """The settings among them that are in use and that transformers' own ``generate`` could not follow."""
@@ -52,6 +54,7 @@ class SamplingParams:
         min_new_tokens: the ends of text are banned before so many new tokens.
         eos_token_ids: tokens that end the text.
         stop_strings: texts that end the text; the engine looks for them in what is decoded.
+        cut_strings: those of them that the text is given without.
         logprobs: whether tokens come with log-probabilities (``output_scores``).
         max_time: seconds after which the request ends, on the engine's clock.
         num_return_sequences: samples or beams that are returned.
@@ -62,6 +65,7 @@ class SamplingParams:
     min_new_tokens: int = 0
     eos_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    cut_strings: tuple[str, ...] = ()
     logprobs: bool = False
     max_time: float | None = None
     num_return_sequences: int = 1

@@ -12,6 +12,7 @@ from ruprompt_fast.engine.sampling.values import (
     LARGEST_BIAS,
     LARGEST_INT,
     Limits,
+    flag,
     integer,
     is_int,
     logit_biases,
@@ -78,11 +79,13 @@ def sampling_params(
     do_sample, num_beams, ends = take("do_sample"), take("num_beams"), tuple(take("eos_token_id") or ())
     sampled: dict[str, Any] = _sampled(take) if do_sample else {}
     extras = read_extras(extras, limits)
+    strings = tuple(string for string in take("stop_strings") or () if string)
     params = SamplingParams(
         max_new_tokens=integer(1)("max_new_tokens", max_new_tokens, limits),
         min_new_tokens=integer(0)("min_new_tokens", min_new_tokens, limits),
         eos_token_ids=ends,
-        stop_strings=tuple(string for string in take("stop_strings") or () if string),
+        stop_strings=strings,
+        cut_strings=() if extras.include_stop_str_in_output else strings,
         logprobs=take("output_scores"),
         max_time=take.within("max_time", lambda value: value > 0, "a number of seconds above 0"),
         num_return_sequences=_num_returned(take("num_return_sequences"), do_sample, num_beams),
@@ -127,6 +130,7 @@ def read_extras(extras: ExtraSettings, limits: Limits) -> ExtraSettings:
         penalty("presence_penalty", extras.presence_penalty, limits),
         penalty("frequency_penalty", extras.frequency_penalty, limits),
         None if extras.logit_bias is None else logit_biases("logit_bias", extras.logit_bias, limits),
+        flag("include_stop_str_in_output", extras.include_stop_str_in_output, limits),
     )
 
 
