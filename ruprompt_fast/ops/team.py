@@ -14,8 +14,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
@@ -115,6 +115,18 @@ class Team:
             before, self._window = self._window, _Sample(now)
             if self._size.decide(self._window.waiting_since(before), self._window.idle_since(before), now):
                 use_threads(self._size.now)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """One piece of work, on as many threads as are right for it; between them the caller keeps its own number."""
+        own = torch.get_num_threads()
+        self.allow(own)
+        self.adjust()
+        use_threads(self._size.now)
+        try:
+            yield
+        finally:
+            use_threads(own)
 
 
 def use_threads(count: int) -> None:

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from ruprompt_fast.errors import SettingError, TrainingDataError
+from ruprompt_fast.ops import Team
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.training.arguments import checked_arguments, default_arguments, uses_checkpointing
 from ruprompt_fast.training.attaching import (
@@ -133,6 +134,7 @@ class PromptTrainer(PromptSavingTrainer):
             if use_cache is not None:
                 model.config.use_cache = use_cache  # the base class sets what batches of ours say for themselves
         self._order = order
+        self._team = Team()
         self._embedding = attached.embedding
         self.data_collator = self._collate
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
@@ -183,7 +185,7 @@ class PromptTrainer(PromptSavingTrainer):
                 one then, which is saved in ``output_dir/last_good``.
         """
         self.guard.begin_step(self.state.global_step)
-        with self.runner.routing():
+        with self._team.working(), self.runner.routing():
             loss = super().training_step(model, inputs, num_items_in_batch) / self._num_members
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:

@@ -87,6 +87,14 @@ def test_whatever_the_environment_says(variable: str) -> None:
     subprocess.run([sys.executable, "-c", code], env={"PATH": "", name: value}, check=True)
 
 
+def test_between_pieces_of_work_the_caller_keeps_its_number() -> None:
+    before = torch.get_num_threads()
+    team = Team(before + 1)
+    with team.working():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_a_team_follows_its_callers_number() -> None:
     before = torch.get_num_threads()
     team = Team()
