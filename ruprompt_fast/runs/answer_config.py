@@ -22,14 +22,11 @@ class ServedModelConfig:
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
         threads: how many threads of a CPU compute; by default one for each processor, and fewer for as long as other
             programs take processors.
-        threads: how many threads of a CPU compute; by default one for each processor, and fewer for as long as other
-            programs take processors.
     """
 
     name: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] | None = None
     device: str | None = None
-    threads: int | None = None
     threads: int | None = None
 
 

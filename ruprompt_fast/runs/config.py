@@ -34,14 +34,11 @@ class ModelConfig:
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
         threads: how many threads of a CPU compute; by default one for each processor, and in serving fewer for as long
             as other programs take processors.
-        threads: how many threads of a CPU compute; by default one for each processor, and in serving fewer for as long
-            as other programs take processors.
     """
 
     name: str = BUNDLED
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     device: str | None = None
-    threads: int | None = None
     threads: int | None = None
 
     @property

@@ -10,7 +10,6 @@ import torch
 
 from ruprompt_fast import bundled
 from ruprompt_fast.engine.build import MAX_THREADS
-from ruprompt_fast.engine.build import MAX_THREADS
 from ruprompt_fast.engine.loading import load_model, load_tokenizer, weight_dtype_of
 from ruprompt_fast.errors import ConfigError, LabelError
 from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
@@ -45,17 +44,11 @@ def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
     This process computes on ``config.threads`` threads from then on.
 
-    This process computes on ``config.threads`` threads from then on.
-
     Raises:
         ConfigError: there is no such model, it cannot be read, or there is no such device.
     """
     if (config.device or "").startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device={config.device!r} needs a GPU; torch finds none. Leave it out, or give cpu.")
-    if config.threads is not None:
-        if not 1 <= config.threads <= MAX_THREADS:
-            raise ConfigError(f"model.threads must be from 1 to {MAX_THREADS}; found {config.threads}.")
-        torch.set_num_threads(config.threads)
     if config.threads is not None:
         if not 1 <= config.threads <= MAX_THREADS:
             raise ConfigError(f"model.threads must be from 1 to {MAX_THREADS}; found {config.threads}.")

@@ -91,8 +91,9 @@ def evaluate_prompt(
         loss = teacher_forced_loss(model, tokenizer, prompt, task, rows, config.batch_size)
         found.metrics["loss"] = loss.mean
         for name, template in plain.items():
-            # A style without literal text begins from the token that a text begins with.
-            text = template.template or str(tokenizer.bos_token)
+            # Of a style the first token counts too, which has to follow something.
+            is_whole = task.objective == "style" and tokenizer.bos_token is not None
+            text = f"{tokenizer.bos_token}{template.template}" if is_whole else template.template
             _compare_loss(
                 found, name, loss, loss_of_text(model, tokenizer, text, task, rows, config.batch_size), config
             )

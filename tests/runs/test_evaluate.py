@@ -139,10 +139,10 @@ class TestTexts:
         difference = written["differences"]["copy"]["chrf"]
         assert difference["value"] == pytest.approx(found.metrics["chrf"] - found.baselines["copy"]["chrf"])
         assert difference["is_certain"] == (difference["p_value"] < 0.05)
-        # The loss without the prompt: the target's tokens behind the text, whose template has a special token too.
+        # The loss without the prompt: the target's tokens behind the text alone.
         total, num_tokens = 0.0, 0
         for row in PROVERBS:
-            ids = tokenizer("<s>" + row["begin"], add_special_tokens=False)["input_ids"]
+            ids = tokenizer(row["begin"], add_special_tokens=False)["input_ids"]
             target = [*tokenizer(" " + row["end"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             with torch.no_grad():
                 logprobs = model(torch.tensor([[*ids, *target]])).logits[0].log_softmax(-1)
