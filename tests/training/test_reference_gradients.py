@@ -43,6 +43,8 @@ TEXTS = {
     "style": Task("<P*6>{a}<P>", "style", target="{b}"),
     # The first token to generate follows the prefix's last row.
     "style without a field": Task("<P*6>", "style", target="{a}"),
+    "special tokens behind the rows": Task("<P*5><bos>{a}<eos>", target=" {b}"),
+    "a special token before the target": Task("<P*5><bos>", "style", target="{a}"),
 }
 CHOICES = {
     "letters": Task("<P*4>{a}<P*2>", "classification", label_field="kind", labels={"v": " ", "p": "п"}),
