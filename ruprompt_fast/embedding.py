@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.errors import PromptMismatchError, UnsupportedModelError
+from ruprompt_fast.errors import PatchedModelError, PromptMismatchError, UnsupportedModelError
 from ruprompt_fast.ops import resolve_markers, splice
 from ruprompt_fast.precision import PreciseModules, widen, without_autocast
 
@@ -283,6 +283,8 @@ def attach_prompts(
     model.set_input_embeddings(embedding)
     replaced = [(parent, name, child) for parent, name, child in places if parent._modules[name] is embedding]
     embedding._attachment = _Attachment(model, replaced)
+    for part in _with_tokens(model):
+        part.resize_token_embeddings = _refuse_resize
     hide_from_save(model)
     return embedding
 
@@ -298,6 +300,8 @@ def detach_prompts(model: PreTrainedModel) -> nn.Module:
             child.weight = embedding.weight  # T5 ties three modules to one table
         parent._modules[name] = child
     embedding._attachment = None
+    for part in _with_tokens(model):
+        vars(part).pop("resize_token_embeddings", None)
     hide_from_save(model)
     return original
 
@@ -308,6 +312,24 @@ class _Attachment:
 
     model: PreTrainedModel
     replaced: list[tuple[nn.Module, str, nn.Module | None]]
+
+
+def _with_tokens(model: PreTrainedModel) -> list[Any]:
+    """The model and those of its parts whose token table transformers can resize."""
+    return [part for part in model.modules() if hasattr(part, "resize_token_embeddings")]
+
+
+def _refuse_resize(*args: Any, **kwargs: Any) -> None:
+    """What a model with prompts has for a ``resize_token_embeddings``: its rows' ids begin where its table ends.
+
+    Raises:
+        PatchedModelError: always.
+    """
+    raise PatchedModelError(
+        "resize_token_embeddings cannot change a model while prompts are attached: the ids of their rows follow the "
+        "token table. Call detach() of the Prompt, MultiPrompt or FastPromptModel that holds it, resize the model, and "
+        "attach again."
+    )
 
 
 def note_update(parameters: Iterable[nn.Parameter]) -> None:

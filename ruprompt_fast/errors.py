@@ -78,6 +78,10 @@ class AlreadyAttachedError(RupromptError, UserWarning):
     """A prompt was attached twice where only one attachment is possible."""
 
 
+class PatchedModelError(RupromptError, TypeError):
+    """A model was to be changed in a way that prompts attached to it rule out (``TypeError``, as in transformers)."""
+
+
 class DuplicatePromptError(RupromptError, UserWarning):
     """A prompt was added under a name that is already in use."""
 
@@ -288,6 +292,10 @@ class CheckpointError(RupromptError, ValueError):
 
 class MissingDependencyError(RupromptError, ImportError, UserWarning):
     """An optional package is not installed; the message names the command that installs it."""
+
+
+class FallbackWarning(UserWarning):
+    """A model cannot run on the engine, and takes transformers' own generate, which is slower; the message says why."""
 
 
 class UnknownBaseModelWarning(UserWarning):

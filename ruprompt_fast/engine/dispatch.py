@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ruprompt_fast.engine.watching import Watch
 from ruprompt_fast.errors import (
     DetachedModelError,
     EngineStepError,
+    FallbackWarning,
     ModelChangedError,
     RupromptError,
     SettingError,
@@ -79,6 +81,7 @@ class Dispatcher:
             model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())
         )
         self._current: _Current | None = None
+        self._has_warned = False
 
     def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
         """Generate for every task; ``num_return_sequences`` outputs each, in order.
@@ -229,7 +232,13 @@ class Dispatcher:
         current = self._current
         if current is not None and not current.is_outdated(self._model):
             return current  # without asking the thread, which may be in a long step
-        return self._loop.call(self._renew)
+        current = self._loop.call(self._renew)
+        if current.reason and not self._has_warned:
+            self._has_warned = True
+            name = type(self._model).__name__
+            message = f"{name} takes transformers' own generate, which is slower than the engine: {current.reason}"
+            warnings.warn(FallbackWarning(message), stacklevel=4)
+        return current
 
     def _renew(self, thorough: bool = False) -> _Current:
         """The engine, a new one if the model has changed.

@@ -30,8 +30,10 @@ def check_served(model: object, tokenizer: object, options: object) -> None:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(model, PreTrainedModel):
+        is_wrapper = hasattr(model, "get_base_model")
+        advice = " Give what its get_base_model() returns: adapters stay in the layers." if is_wrapper else ""
         raise UnsupportedModelError(
-            f"model must be a transformers model, a folder or a hub id; found {type(model).__name__}."
+            f"model must be a transformers model, a folder or a hub id; found {type(model).__name__}.{advice}"
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UnsupportedModelError(
