@@ -236,10 +236,14 @@ class CountingTokenizer(ByT5Tokenizer):
 
 @pytest.mark.parametrize("text", ["a", "ж", "\xff"])
 @pytest.mark.parametrize("stops", [(), ("конец",)])
-def test_work_per_token_does_not_grow(text: str, stops: Sequence[str]) -> None:
+@pytest.mark.parametrize("before", ["", "ж" * 500])
+def test_work_per_token_does_not_grow(text: str, stops: Sequence[str], before: str) -> None:
     tokenizer = CountingTokenizer()
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"] * 500
-    stream = TextStream(TextDecoder(tokenizer), stop_strings=stops)
+    input_ids = tokenizer(before, add_special_tokens=False)["input_ids"]
+    decoder = TextDecoder(tokenizer)
+    assert decoder.text(input_ids, []) == ""
     tokenizer.decoded = 0
+    stream = TextStream(decoder, input_ids, stops)
     stream.push([*token_ids, *[tokenizer.pad_token_id] * 500])
     assert tokenizer.decoded < 25 * len(token_ids)
