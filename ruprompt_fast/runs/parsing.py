@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import yaml
 
 from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
+from ruprompt_fast.runs.parser_messages import in_our_words
 from ruprompt_fast.runs.task_files import TASK_FILES, configs_of
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.data import nearest, scalar_text
@@ -69,7 +70,7 @@ def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Con
     except (jsonargparse.ArgumentError, *_PARSING_ERRORS) as error:
         if isinstance(error.__cause__, RupromptError):
             raise error.__cause__ from error
-        detail = _one_line(error)
+        detail = in_our_words(_one_line(error))
         if len(detail) > _DETAIL_CHARS:
             detail = f"{detail[: _DETAIL_CHARS // 2]} ... {detail[-_DETAIL_CHARS // 2 :]}"
         raise ConfigError(f"{detail}; see {prog} --help.") from error
@@ -136,7 +137,7 @@ def _keys(content: Mapping[Any, Any], kind: Any, place: str = "") -> Iterator[st
 
 def _check_key(key: str, kind: Any, source: str = "") -> None:
     """Refuse a dotted key that names no field; what follows a field that is a mapping may be anything."""
-    place = ""
+    place, whole = "", kind
     for part in key.split("."):
         if not is_dataclass(kind):
             if _is_mapping(kind):
@@ -145,9 +146,31 @@ def _check_key(key: str, kind: Any, source: str = "") -> None:
         known = [field.name for field in fields(kind)]
         if part not in known:
             owner = f"the keys of {place!r} are" if place else "the keys are"
-            raise ConfigError(f"{source}unknown key {key!r}; {owner} {', '.join(known)}.{nearest(part, known)}")
+            raise ConfigError(
+                f"{source}unknown key {key!r}; {owner} {', '.join(known)}."
+                f"{nearest(part, known) or _elsewhere(part, whole)}"
+            )
         kind = get_type_hints(kind)[part]
         place = f"{place}.{part}" if place else part
+
+
+def _elsewhere(name: str, kind: Any) -> str:
+    """`` Did you mean 'a.b'?`` for a key whose last part is the name or has it for its initials; or nothing."""
+    found = [key for key in _all_keys(kind) if name in (last := key.rpartition(".")[2], _initials(last))]
+    return f" Did you mean {' or '.join(map(repr, found[:3]))}?" if found else ""
+
+
+def _all_keys(kind: Any, place: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration."""
+    types = get_type_hints(kind)
+    for part in fields(kind):
+        yield f"{place}{part.name}"
+        if is_dataclass(types[part.name]):
+            yield from _all_keys(types[part.name], f"{place}{part.name}.")
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_")) if "_" in name else ""
 
 
 def _is_mapping(kind: Any) -> bool:

@@ -104,8 +104,17 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["optimization.max_step=3"], "unknown key 'optimization.max_step'.*Did you mean 'max_steps'"),
         (["outputs=3"], "unknown key 'outputs'.*Did you mean 'output'"),
+        (["optimization.lr=0.1"], "unknown key 'optimization.lr'.*Did you mean 'optimization.learning_rate'"),
+        (["learning_rate=0.1"], "Did you mean 'optimization.learning_rate'"),
+        (["lr=0.1"], "Did you mean 'optimization.learning_rate'"),
+        (["optimization.template=x"], "Did you mean 'task.template'"),
         (["seed.a=3"], "'seed' holds one value"),
-        (["optimization.max_steps=many"], "optimization.max_steps.*many"),
+        (["optimization.max_steps=many"], "optimization.max_steps must be a whole number; found 'many'"),
+        (["resume=maybe"], "resume must be true or false; found 'maybe'"),
+        (["provider.kind=lst"], "provider.kind must be one of tensor, lstm, .*Did you mean 'lstm'"),
+        (["task.columns=5"], "task.columns must be keys and values"),
+        (["optimization.eval_steps=many"], "optimization.eval_steps must be a whole number or null; found 'many'"),
+        (["optimization.schedule=liner"], "must be one of constant, linear, cosine or null.*Did you mean 'linear'"),
         (["provider.init=vocabulary"], "provider.init.*vocabulary"),
         (["provider.init=prompt:"], "provider.init must name a folder"),
         (["provider.init=prompt:x", "provider.kind=lstm"], "no network that made them"),
@@ -146,7 +155,7 @@ def test_required_keys_are_named() -> None:
 def test_errors_of_the_task_are_its_own() -> None:
     with pytest.raises(errors.TaskError, match="truncation_field"):
         parsed(*REQUIRED, "task.truncation_field=body")
-    with pytest.raises(errors.LabelError, match="label word of its own"):
+    with pytest.raises(errors.LabelError, match="label words of its own"):
         parsed(
             "task.template=<P*3>{text}",
             "task.objective=classification",
