@@ -102,7 +102,6 @@ class ReleasedWeight:
         with torch.inference_mode(False), torch.no_grad():
             self._blank = _blank(self.parameter)
             self.parameter.data = self._blank
-        self._version = _version(self.parameter)
 
     @property
     def is_assigned(self) -> bool:
@@ -111,11 +110,9 @@ class ReleasedWeight:
 
     @property
     def is_written(self) -> bool:
-        """Whether something has written to it in place since, in vain."""
+        """Whether something that torch did not refuse has written to it since, in vain."""
         first = self._blank.as_strided((1,), (1,))
-        return not self.is_assigned and (
-            _version(self.parameter) != self._version or not bool(torch.isnan(first.float()).all())
-        )
+        return not self.is_assigned and not bool(torch.isnan(first.float()).all())
 
 
 class _Memory:
@@ -140,10 +137,6 @@ class _Memory:
 
 def _nothing() -> None:
     return None
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _blank(tensor: Tensor) -> Tensor:

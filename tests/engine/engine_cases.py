@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from model_cases import TEMPLATES, make_prompt
@@ -33,6 +34,8 @@ ENDLESS = {"eos_token_id": None, "do_sample": False}
 def serve(family: str = "llama", num_pages: int | None = None, **options: Any) -> FastPromptModel:
     """A tiny model with the prompts of ``TEMPLATES``."""
     base, tokenizer = tiny_model(family), tiny_tokenizer()
+    for index in range(2):
+        open_to_hooks(block(base, index))
     prompts = {
         name: make_prompt(template, base, tokenizer, seed) for seed, (name, template) in enumerate(TEMPLATES.items())
     }
@@ -86,14 +89,35 @@ class Fault:
         self._error()
 
 
+_Hook = Callable[[nn.Module, Any], Any]
+_HOOKS: WeakKeyDictionary[nn.Module, list[_Hook]] = WeakKeyDictionary()
+
+
+def _run_hooks(layer: nn.Module, arguments: Any) -> Any:
+    for hook in tuple(_HOOKS[layer]):
+        changed = hook(layer, arguments)
+        arguments = arguments if changed is None else changed
+    return arguments
+
+
+def open_to_hooks(layer: nn.Module) -> None:
+    """Give a layer one hook for good, which runs those of :func:`hooked`: another one would change the model."""
+    _HOOKS[layer] = []
+    layer.register_forward_pre_hook(_run_hooks)
+
+
 @contextmanager
-def hooked(model: FastPromptModel, hook: Callable[[nn.Module, Any], Any], index: int = 1) -> Iterator[None]:
-    """Within the block, the hook runs before a layer of the model."""
-    handle = block(model.model, index).register_forward_pre_hook(hook)
+def hooked(model: FastPromptModel, hook: _Hook, index: int = 1) -> Iterator[None]:
+    """Within the block, the hook runs before a layer of the model, which does not count as a change of it."""
+    layer = block(model.model, index)
+    if layer not in _HOOKS:
+        open_to_hooks(layer)
+        model.stats()
+    _HOOKS[layer].append(hook)
     try:
         yield
     finally:
-        handle.remove()
+        _HOOKS[layer].remove(hook)
 
 
 def poison(model: FastPromptModel, character: str) -> Callable[[nn.Module, Any], Any]:

@@ -136,13 +136,18 @@ def _assign(owner: Any) -> None:
     owner.weight = nn.Parameter(owner.weight.detach() * -1.5)
 
 
+def _bent(x: Tensor) -> Tensor:
+    """Something that no norm behind it takes out again."""
+    return x + torch.linspace(-1, 1, x.shape[-1]).to(x)
+
+
 def _shift(module: nn.Module, arguments: Any, output: Any) -> Any:
-    return (output[0] + 1, *output[1:]) if isinstance(output, tuple) else output + 1
+    return (_bent(output[0]), *output[1:]) if isinstance(output, tuple) else _bent(output)
 
 
 def _replace_forward(module: Any) -> None:
     own = module.forward
-    module.forward = lambda *arguments, **named: own(*arguments, **named) * 1.7
+    module.forward = lambda *arguments, **named: _bent(own(*arguments, **named))
 
 
 def _other_activation(model: PreTrainedModel) -> None:
@@ -169,8 +174,8 @@ WEIGHTS: dict[str, Change] = {
     "numpy": lambda model: _numpy(norm(model).weight),
     "set": _quiet(lambda model: norm(model).weight.set_(torch.linspace(-1, 2, 32).to(norm(model).weight))),
     "swapped": _swap,
-    "storage": lambda model: norm(model).weight.untyped_storage().copy_(
-        torch.full_like(norm(model).weight, 2.5).untyped_storage()
+    "storage": lambda model: (
+        norm(model).weight.untyped_storage().copy_(torch.full_like(norm(model).weight, 2.5).untyped_storage())
     ),
     "data assigned": lambda model: _set_data(norm(model), 1.9),
     "parameter assigned": lambda model: _assign(norm(model)),
@@ -211,7 +216,7 @@ CODE: dict[str, Change] = {
     "adapter": inject,
     "adapter merged": lambda model: inject(model).merge(),
     "scaling": lambda model: setattr(attention(model), "scaling", attention(model).scaling * 4),
-    "module removed": lambda model: setattr(find(model, "mlp", "fc2"), "forward", lambda x: torch.zeros_like(x)),
+    "forward of an activation": lambda model: _replace_forward(find(model, "act", "act_fn", "activation_fn")),
 }
 
 CONVERSIONS: dict[str, Change] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from model.change_cases import (
     CONVERSIONS,
     PACKED,
     WEIGHTS,
-    Adapter,
     Change,
     attention,
     find,
@@ -26,6 +25,7 @@ from model_cases import TEMPLATES, make_prompt
 from tiny_models import sharp_model, tiny_tokenizer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast import FastPromptModel, Prompt, errors
 from ruprompt_fast.ops.packed_linear import can_pack
@@ -71,15 +71,23 @@ def check_same(found: Answers, expected: Answers) -> None:
     assert found[1] == pytest.approx(expected[1], rel=1e-4, abs=1e-6)
 
 
-def check_follows(served: FastPromptModel, prompts: dict[str, Prompt], change: Change, int8: bool = False) -> None:
-    """Caches are warm before the change; the answers differ after it, and are those of the model loaded anew."""
+def check_follows(
+    served: FastPromptModel, prompts: dict[str, Prompt], change: Change, int8: bool = False
+) -> FastPromptModel:
+    """Caches are warm before the change; the answers differ after it, and are those of the model loaded anew.
+
+    Returns:
+        The model loaded anew.
+    """
     before = answers(served)
     check_same(answers(served), before)
     change(served.model)
     after = answers(served)
     assert after[1] != pytest.approx(before[1], rel=1e-3)
     check_same(answers(served), after)
-    check_same(after, answers(serve(served.detach(), prompts, int8)))
+    fresh = serve(served.detach(), prompts, int8)
+    check_same(after, answers(fresh))
+    return fresh
 
 
 def cases(changes: dict[str, Change]) -> Any:
@@ -157,10 +165,14 @@ def test_positions(family: str) -> None:
     check_follows(serve(model, prompts), prompts, POSITIONS[family])
 
 
+def _narrow_window(model: PreTrainedModel) -> None:
+    model.config.sliding_window = attention(model).sliding_window = 3
+
+
 CONFIGS: dict[str, tuple[str, Change]] = {
     "softcap of logits": ("gemma2", lambda model: setattr(model.config, "final_logit_softcapping", 0.3)),
     "softcap of attention": ("gemma2", lambda model: setattr(attention(model), "attn_logit_softcapping", 0.05)),
-    "window": ("gemma2", lambda model: setattr(attention(model), "sliding_window", 3)),
+    "window": ("gemma2", _narrow_window),
     "epsilon": ("llama", lambda model: setattr(norm(model), "variance_epsilon", 0.5)),
     "scale of the table": ("gemma3", lambda model: model.get_input_embeddings().original.embed_scale.mul_(2)),
 }
@@ -172,3 +184,185 @@ def test_configs_and_attributes(case: tuple[str, Change]) -> None:
     model = sharp_model(family)
     prompts = prompts_for(model)
     check_follows(serve(model, prompts), prompts, change)
+
+
+def test_every_mode_is_the_evaluation_mode(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    before = answers(served)
+    served.model.train()
+    check_same(answers(served), before)
+    assert not any(module.training for module in served.model.modules())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_an_adapter_is_switched_scaled_and_merged(family: str, int8: bool) -> None:
+    model = sharp_model(family)
+    adapter, prompts = inject(model), prompts_for(model)
+    served = serve(model, prompts, int8)
+    plain_weight = adapter.base_layer.weight.detach().clone()
+    # Merging rounds, and int8 rounds what is merged.
+    near = {"rel": 0.5, "abs": 0.02} if int8 else {"rel": 1e-3, "abs": 1e-4}
+    found: dict[str, Answers] = {"on": answers(served)}
+    adapter._disable_adapters = True
+    found["off"] = answers(served)
+    adapter._disable_adapters = False
+    check_same(answers(served), found["on"])
+    adapter.scaling["default"] = 3.0
+    found["scaled"] = answers(served)
+    adapter.merge()
+    assert answers(served)[1] == pytest.approx(found["scaled"][1], **near)
+    adapter.merge(-1.0)
+    assert answers(served)[1] == pytest.approx(found["scaled"][1], **near)
+    adapter.active_adapters.clear()
+    assert answers(served)[1] == pytest.approx(found["off"][1], **near)
+    assert len({tuple(probabilities) for _, probabilities in found.values()}) == 3
+    if not int8:
+        served.detach()
+        assert torch.allclose(adapter.base_layer.weight, plain_weight, atol=1e-5)
+
+
+def test_an_adapter_injected_while_served_stands_around_the_models_own_layer(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    answers(served)
+    adapter = inject(served.model)
+    answers(served)
+    served.detach()
+    assert isinstance(adapter.base_layer, (nn.Linear, Conv1D))
+    assert torch.isfinite(adapter.base_layer.weight).all()
+
+
+def test_hooks_of_a_packed_layer_come_and_go(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    before = answers(served)
+    handle = projection(served.model).register_forward_pre_hook(lambda module, arguments: (arguments[0] * 2,))
+    assert answers(served)[1] != pytest.approx(before[1], rel=1e-3)
+    handle.remove()
+    check_same(answers(served), before)
+
+
+def test_a_hook_of_every_module(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    before = answers(served)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, arguments, output: output * 2 if module is norm(served.model) else None
+    )
+    try:
+        assert answers(served)[1] != pytest.approx(before[1], rel=1e-3)
+    finally:
+        handle.remove()
+    check_same(answers(served), before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_weights_that_were_held_before_the_model_was_served(family: str) -> None:
+    model = sharp_model(family)
+    prompts = prompts_for(model)
+    parameter, alias = projection(model).weight, projection(model).weight.detach()
+    served = check_follows(serve(model, prompts), prompts, lambda _: alias.mul_(-1.5))
+    before = answers(served)
+    with pytest.raises(RuntimeError), torch.no_grad():
+        parameter.mul_(2)
+    check_same(answers(served), before)
+    parameter.data.fill_(2.0)
+    with pytest.raises(errors.FrozenLayerError, match=r"held since before"):
+        answers(served)
+    check_same(answers(served), before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_weight_that_is_held_counts_whenever_it_is_written(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    weight = projection(served.model).weight
+    found = [answers(served)]
+    for factor in (-1.5, 0.5, 3.0):
+        weight.data.mul_(factor)
+        found.append(answers(served))
+    assert len({tuple(probabilities) for _, probabilities in found}) == 4
+    weight.data.div_(-2.25)
+    assert answers(served)[1] == pytest.approx(found[0][1], rel=1e-3, abs=1e-5)
+
+
+def test_single_numbers_written_without_a_trace_need_refresh() -> None:
+    served = serve(model := sharp_model("llama"), prompts_for(model))
+    before = answers(served)
+    served.model.get_input_embeddings().weight.data[20] += 2.0
+    served.refresh()
+    assert answers(served)[1] != pytest.approx(before[1], rel=1e-3)
+
+
+def test_nothing_is_computed_twice_without_a_change(family: str) -> None:
+    served = serve(model := sharp_model(family), prompts_for(model))
+    answers(served)
+    first = served.stats()
+    assert first.engine is not None
+    served.generate("да", "short", max_new_tokens=3, num_beams=2)
+    served.generate("да", "short", max_new_tokens=3, repetition_penalty=1.3, no_repeat_ngram_size=2)
+    dict(served.model.named_parameters())
+    served.model.state_dict()
+    answers(served)
+    second = served.stats()
+    assert second.engine is not None
+    assert second.engine.scheduler["steps"] > first.engine.scheduler["steps"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 9, "encoder_no_repeat_ngram_size": 30}])
+def test_a_request_that_runs_fails_when_the_model_changes(settings: dict[str, Any]) -> None:
+    served = serve(model := sharp_model("llama"), prompts_for(model))
+    stream = served.stream(TEXT, "short", max_new_tokens=60, eos_token_id=None, do_sample=False, **settings)
+    next(stream)
+    norm(served.model).weight.data.mul_(1.9)
+    with pytest.raises(errors.ModelChangedError, match="make the request again"):
+        list(stream)
+    check_same(answers(served), answers(serve(served.detach(), prompts_for(model))))
+
+
+def test_a_provider_that_is_trained_while_it_is_served(family: str) -> None:
+    model = sharp_model(family)
+    prompts = prompts_for(model)
+    served = serve(model, prompts)
+    before = answers(served)
+    parameters = list(prompts["around"].provider.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
+    torch.optim.AdamW(parameters, lr=0.5, fused=True).step()
+    after = answers(served)
+    assert after[1] != pytest.approx(before[1], rel=1e-3)
+    fresh = serve(served.detach(), prompts)
+    check_same(after, answers(fresh))
+    parameters[0].data.fill_(torch.nan)
+    with pytest.raises(errors.NonFiniteRowsError, match="'around'"):
+        answers(fresh)
+
+
+@pytest.mark.parametrize("family", ["t5", "gptj", "falcon"])
+def test_the_padded_path_reads_the_weights_as_they_are(family: str) -> None:
+    model = sharp_model(family)
+    prompts = {name: prompt for name, prompt in prompts_for(model).items() if name != "bare"}
+    served = serve(model, prompts)
+
+    def outputs(served: FastPromptModel) -> list[float]:
+        classes = served.classify([TEXT, TEXT], [None, "around"], labels=LABELS)
+        return [p for each in classes for p in each.probabilities.values()]
+
+    before = outputs(served)
+    find(served.model, "wo", "mlp", "dense_4h_to_h").register_forward_hook(lambda m, a, output: -output)
+    served.model.train()
+    after = outputs(served)
+    assert after != pytest.approx(before, rel=1e-3)
+    assert after == pytest.approx(outputs(serve(served.detach(), prompts)), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_changes_in_any_order(seed: int) -> None:
+    chance = random.Random(seed)
+    model = sharp_model(chance.choice(FAMILIES))
+    prompts = prompts_for(model)
+    served = serve(model, prompts)
+    changes = [*WEIGHTS.values(), *PACKED.values(), *CODE.values()]
+    for _ in range(3):
+        for change in chance.sample(changes, chance.randrange(3)):
+            change(served.model)
+        if chance.random() < 0.7:
+            answers(served)
+    after = answers(served)
+    check_same(after, answers(serve(served.detach(), prompts)))
