@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "train a prompt for a task",
     "evaluate": "measure a prompt on data",
     "generate": "answer every row of a file with a prompt",
+    "convert-base": "save a GGUF file's model as a folder that every command takes",
     "sweep": "train prompts over a grid of settings and compare them",
 }
 """What each command does; the module of the same name has its ``run(arguments)``, imported only when it is called."""
