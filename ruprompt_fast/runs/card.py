@@ -116,7 +116,8 @@ def _usage(trained: TrainedPrompt) -> str:
     fields = ", ".join(f"{_quoted(field)}: ..." for field in task.fields)
     model = "bundled.MODEL" if trained.config.model.name == BUNDLED else _quoted(trained.base_model)
     method = "classify" if task.objective == "classification" else "generate"
-    words = _quoted(task.label_words)
+    has_several = len(task.verbalizers.words) > len(task.label_words)
+    words = _quoted(dict(task.labels or {}) if has_several else task.label_words)
     if trained.config.ensemble_size == 1:
         lines = [
             "from ruprompt_fast import FastPromptModel, bundled",
