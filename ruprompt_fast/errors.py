@@ -299,4 +299,4 @@ class FallbackWarning(UserWarning):
 
 
 class UnknownBaseModelWarning(UserWarning):
-    """Whether a prompt was made for this model cannot be told: its file does not say enough, or the two differ a bit."""
+    """Whether a prompt was made for this model cannot be told: its file says too little, or the two differ a bit."""
