@@ -131,17 +131,19 @@ def test_a_task_of_another_prompt() -> None:
 
 
 class _Languages(PreTrainedTokenizerFast):
-    """Texts to generate begin with the token of their language, as NLLB's do."""
+    """Texts to generate hold the token of their language: in front as NLLB's, or behind the end token as mBART's."""
+
+    target = "<pad> $A </s>"
 
     def _switch_to_input_mode(self) -> None:
-        self._put_in_front("<s>")
+        self._put_around("<s> $A </s>")
 
     def _switch_to_target_mode(self) -> None:
-        self._put_in_front("<pad>")
+        self._put_around(self.target)
 
-    def _put_in_front(self, token: str) -> None:
-        ids = [(name, self.convert_tokens_to_ids(name)) for name in (token, "</s>")]
-        self.backend_tokenizer.post_processor = processors.TemplateProcessing(f"{token} $A </s>", special_tokens=ids)
+    def _put_around(self, single: str) -> None:
+        ids = [(name, self.convert_tokens_to_ids(name)) for name in ("<pad>", "<s>", "</s>")]
+        self.backend_tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=ids)
 
 
 def with_special_tokens(leading: str, trailing: str) -> PreTrainedTokenizerFast:
@@ -196,7 +198,8 @@ class TestSpecialTokens:
         target = [*plain("б</s><s>в")]
         assert example["labels"] == [*([1] if leading else []), *target, *expected]
 
-    def test_target_language(self) -> None:
+    @pytest.mark.parametrize(("target", "expected"), [("<pad> $A </s>", [0, "", 2]), ("$A </s> <pad>", ["", 2, 0])])
+    def test_target_language(self, target: str, expected: list[Any]) -> None:
         tokenizer = _Languages(
             tokenizer_object=tiny_tokenizer().backend_tokenizer,
             pad_token="<pad>",
@@ -204,10 +207,12 @@ class TestSpecialTokens:
             eos_token="</s>",
             unk_token="<unk>",
         )
+        tokenizer.target = target
         tokenizer._switch_to_input_mode()
         example, _ = self.encode(Task("<P>{text}", target="{out}"), tokenizer, "t5", {"text": "а", "out": "б</s>"})
         assert example["input_ids"] == [*rows(0), 1, *ids("а"), 2]
-        assert example["labels"] == [0, *plain("б</s>"), 2]
+        start = expected.index("")
+        assert example["labels"] == [*expected[:start], *plain("б</s>"), *expected[start + 1 :]]
 
     def test_the_end_label_is_one_token(self) -> None:
         tokenizer = with_special_tokens("", "")
