@@ -12,8 +12,9 @@ from ruprompt_fast.core import ClassificationOutput
 from ruprompt_fast.engine.requests import PLAIN_TEXT, Request
 from ruprompt_fast.engine.texts import check_encodable, check_ids
 from ruprompt_fast.errors import ContextLengthError, LabelError, shown
+from ruprompt_fast.prompts.class_scores import class_scores
 from ruprompt_fast.prompts.continuations import Continuations, WordsBehind, decoder_words
-from ruprompt_fast.prompts.verbalizers import Verbalizers, class_scores, read_labels
+from ruprompt_fast.prompts.verbalizers import Verbalizers, read_labels
 from ruprompt_fast.routing.context import context_length
 
 if TYPE_CHECKING:

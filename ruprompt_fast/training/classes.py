@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ruprompt_fast.core import Class
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -28,7 +26,7 @@ def find_class(value: Any, classes: Sequence[Class]) -> list[int]:
         value: what a row holds.
         classes: the classes.
     """
-    if isinstance(value, np.generic):
+    if getattr(value, "ndim", None) == 0:  # a number of numpy's, which rows of a table hold
         value = value.item()
     if isinstance(value, str):
         named = [index for index, name in enumerate(classes) if str(name) == value]
