@@ -15,7 +15,7 @@ from ruprompt_fast.prompts.tensor_files import write_text
 from ruprompt_fast.runs.answer_config import EvaluateConfig
 from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
 from ruprompt_fast.runs.baselines import check_instruction
-from ruprompt_fast.runs.loading import load_frozen
+from ruprompt_fast.runs.loading import fitting_rows, load_frozen, members_of
 from ruprompt_fast.runs.measuring import Evaluation, evaluate_prompt
 from ruprompt_fast.runs.metrics import check_can_measure
 from ruprompt_fast.runs.serving import check_settings, find_model, find_task, load_answering
@@ -91,6 +91,8 @@ def _evaluate(config: EvaluateConfig) -> Evaluation:
     )
     model_config = find_model(config.model, config.prompt, prompt)
     model, tokenizer = load_frozen(model_config)
+    if config.on_bad_row == "skip":
+        rows = fitting_rows(rows, task, members_of(prompt)[0], model, tokenizer)
     found = evaluate_prompt(model, tokenizer, prompt, task, rows.rows, config, model_config)
     return replace(found, bad=rows.bad)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ruprompt_fast import bundled
 from ruprompt_fast.engine.build import MAX_THREADS
 from ruprompt_fast.engine.loading import load_model, load_tokenizer, weight_dtype_of
-from ruprompt_fast.errors import ConfigError, LabelError
+from ruprompt_fast.errors import ConfigError, ContextLengthError, LabelError
 from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.deep import PrefixTuningProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
@@ -21,7 +21,8 @@ from ruprompt_fast.prompts.providers import BasePromptProvider
 from ruprompt_fast.prompts.row_init import check_prompt_length
 from ruprompt_fast.prompts.template import parse_template
 from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
-from ruprompt_fast.training.data import Rows, load_rows
+from ruprompt_fast.training.data import BadRow, Rows, load_rows, report_bad_rows
+from ruprompt_fast.training.examples import ExampleEncoder
 from ruprompt_fast.training.row_format import RowFormat
 from ruprompt_fast.training.task import Task
 
@@ -91,6 +92,64 @@ def load_data(config: DataConfig, task: Task) -> tuple[Rows, Rows | None]:
     if config.validation is None:
         return train, None
     return train, load(config.validation, config.validation_split, config.validation_limit)
+
+
+def fitting_data(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Rows,
+    validation_rows: Rows | None,
+) -> tuple[Rows, Rows | None]:
+    """The rows of a run that fit behind its prompt, see :func:`fitting_rows`."""
+    prompt = members_of(make_prompt(config))[0]
+    fitting = fitting_rows(train_rows, config.task, prompt, model, tokenizer)
+    if validation_rows is None:
+        return fitting, None
+    return fitting, fitting_rows(validation_rows, config.task, prompt, model, tokenizer)
+
+
+def fitting_rows(
+    rows: Rows, task: Task, prompt: Prompt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Rows:
+    """The rows that fit the model's context and ``max_tokens`` behind a prompt; the others are bad ones.
+
+    Raises:
+        TrainingDataError: none fits.
+    """
+    encoder = row_encoder(task, prompt, model, tokenizer)
+    reasons = [_why_too_long(encoder, row) for row in rows.rows]
+    fitting = [row for row, reason in zip(rows.rows, reasons, strict=True) if reason is None]
+    bad = [
+        BadRow(getattr(row, "line", number), reason)
+        for number, (row, reason) in enumerate(zip(rows.rows, reasons, strict=True), start=1)
+        if reason is not None
+    ]
+    report_bad_rows(rows.source, len(fitting), bad, "skip")
+    return Rows(fitting, [*rows.bad, *bad], rows.source)
+
+
+def _why_too_long(encoder: ExampleEncoder, row: Mapping[str, str]) -> str | None:
+    try:
+        encoder.encode([row])
+    except ContextLengthError as error:
+        return str(error).removeprefix(f"{getattr(row, 'place', 'row 0')}: ")
+    return None
+
+
+def row_encoder(
+    task: Task, prompt: Prompt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> ExampleEncoder:
+    """What encodes rows behind a prompt that need not be attached to the model."""
+    prompt.format.initialize(tokenizer)
+    return ExampleEncoder(
+        task,
+        prompt.format,
+        tokenizer,
+        model_config=model.config,
+        first_row_id=len(tokenizer),
+        num_deep_rows=cast(int, prompt.format.prompt_length) if prompt.provider.is_deep else 0,
+    )
 
 
 def make_prompt(config: TrainConfig) -> Prompt | PromptEnsemble:

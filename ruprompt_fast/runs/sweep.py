@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,14 +29,13 @@ from ruprompt_fast.runs.artifacts import (
     is_claimed,
 )
 from ruprompt_fast.runs.config import TrainConfig, config_yaml
-from ruprompt_fast.runs.loading import load_data, load_frozen, make_prompt, members_of
+from ruprompt_fast.runs.loading import fitting_data, load_data, load_frozen, make_prompt, members_of, row_encoder
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of
 from ruprompt_fast.runs.sweep_grid import Cell, SkippedCell, SweepConfig, plan_cells
 from ruprompt_fast.runs.sweep_report import Quality, Report
 from ruprompt_fast.runs.sweep_store import CellResult, open_store
 from ruprompt_fast.runs.train import train_prompt, training_device
 from ruprompt_fast.training.data import Rows
-from ruprompt_fast.training.examples import ExampleEncoder
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
 
 if TYPE_CHECKING:
@@ -106,6 +105,9 @@ def _sweep(
     train_rows, validation_rows = load_data(config.data, config.task)
     model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
     _check_first_values(cells, model, tokenizer)
+    if config.data.on_bad_row == "skip":
+        longest = max(cells, key=_length).config
+        train_rows, validation_rows = fitting_data(longest, model, tokenizer, train_rows, validation_rows)
     for rows in (train_rows, validation_rows):
         _check_longest(cells, model, tokenizer, rows)
     content = _content(model, train_rows, validation_rows)
@@ -207,15 +209,7 @@ def _check_longest(
     """
     config = max(cells, key=_length).config
     prompt = members_of(make_prompt(config))[0]
-    prompt.format.initialize(tokenizer)
-    encoder = ExampleEncoder(
-        config.task,
-        prompt.format,
-        tokenizer,
-        model_config=model.config,
-        first_row_id=len(tokenizer),
-        num_deep_rows=cast(int, prompt.format.prompt_length) if prompt.provider.is_deep else 0,
-    )
+    encoder = row_encoder(config.task, prompt, model, tokenizer)
     encoder.encode([] if rows is None else rows.rows)
 
 

@@ -33,7 +33,7 @@ from ruprompt_fast.runs.artifacts import (
 )
 from ruprompt_fast.runs.card import TrainedPrompt, model_card
 from ruprompt_fast.runs.config import TrainConfig
-from ruprompt_fast.runs.loading import load_data, load_frozen, make_prompt, members_of
+from ruprompt_fast.runs.loading import fitting_data, load_data, load_frozen, make_prompt, members_of
 from ruprompt_fast.runs.measures import Clock, FirstSteps, figures_of, seconds_of
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
 from ruprompt_fast.training.data import Rows
@@ -89,6 +89,8 @@ def train(config: TrainConfig) -> TrainOutcome:
         make_prompt(config)
         train_rows, validation_rows = load_data(config.data, config.task)
         model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
+        if config.data.on_bad_row == "skip":
+            train_rows, validation_rows = fitting_data(config, model, tokenizer, train_rows, validation_rows)
         return _train(config, model, tokenizer, train_rows, validation_rows)
 
 

@@ -45,6 +45,25 @@ class BadRow:
     reason: str
 
 
+class PlacedRow(dict[str, str]):
+    """The columns of a row that knows where it stands.
+
+    Attributes:
+        source: where it comes from.
+        line: see :class:`BadRow`.
+    """
+
+    def __init__(self, columns: Mapping[str, str], source: str, line: int) -> None:
+        super().__init__(columns)
+        self.source = source
+        self.line = line
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.source}:{self.line}"
+
+
 @dataclass(frozen=True)
 class Rows:
     """What was read.
@@ -98,7 +117,7 @@ def load_rows(
         raise SettingError(f"on_bad_row must be one of {', '.join(get_args(OnBadRow))}; found {shown(on_bad_row)}.")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise SettingError(f"limit must be at least 1, or None for all rows; found {shown(limit)}.")
-    rows: list[dict[str, str]] = []
+    rows: list[PlacedRow] = []
     bad: list[BadRow] = []
     found: dict[str, None] = {}  # the columns of all rows, in order
     for line, record in records(source, split, name, format, text_column_of([*columns, *optional])):
@@ -108,13 +127,13 @@ def load_rows(
         if isinstance(record, str):
             bad.append(BadRow(line, record))
             continue
-        rows.append(record)
+        rows.append(PlacedRow(record, source, line))
         if len(rows) == limit:
             break
     if found:
         _check_columns([*columns, *optional], found, source)
     report_bad_rows(source, len(rows), bad, on_bad_row)
-    return Rows(rows, bad, source)
+    return Rows([*rows], bad, source)
 
 
 def scalar_text(value: object) -> str | None:

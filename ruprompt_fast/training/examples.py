@@ -126,7 +126,7 @@ class ExampleEncoder:
     def _encode_chunk(self, rows: Sequence[Row], first: int) -> list[Example]:
         fields, targets, golds = [], [], []
         for index, row in enumerate(rows, start=first):
-            with _naming_row(index):
+            with _naming_row(row, index):
                 fields.append(self.task.fields_of(row))
                 if self.task.objective == "classification":
                     golds.append(self.task.class_index(row))
@@ -145,7 +145,7 @@ class ExampleEncoder:
         decoded = tokenize_decoder_targets(targets, self._tokenizer) if self._is_encoder_decoder and targets else []
         examples = []
         for index, text in enumerate(texts):
-            with _naming_row(first + index):
+            with _naming_row(rows[index], first + index):
                 if self._label_words is not None:
                     examples.append(self._classification(text, self._label_words, fields[index], golds[index]))
                 elif self._is_encoder_decoder:
@@ -204,9 +204,9 @@ class ExampleEncoder:
 
 
 @contextmanager
-def _naming_row(index: int) -> Iterator[None]:
-    """Put the number of the row before the message of an error."""
+def _naming_row(row: Row, index: int) -> Iterator[None]:
+    """Put the place of the row in its file, or else its number, before the message of an error."""
     try:
         yield
     except RupromptError as error:
-        raise type(error)(f"row {index}: {error}") from error
+        raise type(error)(f"{getattr(row, 'place', f'row {index}')}: {error}") from error

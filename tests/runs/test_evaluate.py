@@ -272,4 +272,4 @@ class TestRefusals:
 
     def test_an_unknown_class(self, kinds: EvaluateConfig, tmp_path: Path) -> None:
         data = write_jsonl(tmp_path / "data.jsonl", [*KINDS, {"text": "Вечер", "kind": "drama"}])
-        self.refuse(replace(kinds, data=data), LabelError, "row 4: .*'drama'", tmp_path)
+        self.refuse(replace(kinds, data=data), LabelError, r"data\.jsonl:5: .*'drama'", tmp_path)

@@ -454,3 +454,17 @@ def test_a_killed_run_goes_on_to_the_same_prompt(model: Path, tmp_path: Path) ->
     assert prompt_bytes(resumed.folder) == prompt_bytes(whole.folder)
     assert resumed.metrics["train_loss"] == whole.metrics["train_loss"]
     assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
+
+
+def test_a_row_that_is_too_long_is_named_by_its_line_or_left_out(model: Path, tmp_path: Path) -> None:
+    task = replace(TASK, truncation_field=None, max_tokens=30)
+    rows = [{"text": "", "answer": "да"}, *ROWS[:3], {"text": "а" * 90, "answer": "да"}]
+    config = tiny_config(
+        tmp_path, model, task=task, rows=rows, data={"on_bad_row": "skip"}, optimization={"max_steps": 1}
+    )
+    outcome = train(config)
+    assert outcome.metrics["train_rows"] == outcome.metrics["validation_rows"] == 3
+    assert outcome.metrics["skipped_rows"] == 4
+    rows = tiny_config(tmp_path, model, task=task, rows=rows[1:], output=str(tmp_path / "other"))
+    with pytest.raises(errors.ContextLengthError, match=r"rows\.jsonl:4: "):
+        train(rows)
