@@ -5,14 +5,15 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.embedding import detach_prompts
-from ruprompt_fast.engine.build import BuiltEngine, EngineOptions, build_engine
+from ruprompt_fast.engine.build import EngineOptions, build_engine
+from ruprompt_fast.engine.current import Current
+from ruprompt_fast.engine.deep_requests import check_deep
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.generator import EngineGenerator, Progress
 from ruprompt_fast.engine.loop import StepLoop
@@ -80,7 +81,7 @@ class Dispatcher:
         self._padded = PaddedGenerator(
             model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())
         )
-        self._current: _Current | None = None
+        self._current: Current | None = None
         self._has_warned = False
 
     def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
@@ -136,7 +137,7 @@ class Dispatcher:
         """
         current = self._ready()
         for request in requests:
-            _check_deep(request, current.reason)
+            check_deep(request, current.reason)
         return (current.generator or self._padded).continuation_logits(requests, continuation)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
@@ -210,13 +211,13 @@ class Dispatcher:
 
         return check
 
-    def _padded_needs(self, current: _Current, task: GenerationTask) -> str:
+    def _padded_needs(self, current: Current, task: GenerationTask) -> str:
         """Why a task has to take the padded path; empty if it need not."""
         settings = padded_only_settings(task.config)
         most = self._options.max_batch_size
         if task.num_sequences > most:
             settings = [*settings, f"{task.num_sequences} sequences, more than max_batch_size={most}"]
-        _check_deep(task.request, current.reason, settings)
+        check_deep(task.request, current.reason, settings)
         why = current.reason or (f"of {', '.join(settings)}" if settings else "")
         if why and (names := task.extras.engine_only()):
             raise SettingError(
@@ -225,7 +226,7 @@ class Dispatcher:
             )
         return why
 
-    def _ready(self) -> _Current:
+    def _ready(self) -> Current:
         """The engine for the model as it is now."""
         self._loop.check_caller()
         check_attached(self._model, self._embedding)
@@ -240,7 +241,7 @@ class Dispatcher:
             warnings.warn(FallbackWarning(message), stacklevel=4)
         return current
 
-    def _renew(self, thorough: bool = False) -> _Current:
+    def _renew(self, thorough: bool = False) -> Current:
         """The engine, a new one if the model has changed.
 
         Raises:
@@ -261,7 +262,7 @@ class Dispatcher:
             current = self._current
         return current
 
-    def _build(self, packed: PackedModel | None, thorough: bool) -> _Current:
+    def _build(self, packed: PackedModel | None, thorough: bool) -> Current:
         try:
             built = build_engine(self._model, self._tokenizer, self._embedding, self._options, packed, thorough)
         except UnsupportedModelError as error:
@@ -269,7 +270,7 @@ class Dispatcher:
                 raise UnsupportedModelError(
                     f'dtype="int8" needs the engine, and this model cannot run on it: {error} Leave dtype="int8" out.'
                 ) from error
-            return _Current(str(error), None, None, Watch(self._embedding))
+            return Current(str(error), None, None, Watch(self._embedding))
         generator = EngineGenerator(
             built.engine,
             self._loop,
@@ -277,7 +278,7 @@ class Dispatcher:
             self._model.config.get_text_config().vocab_size,
             unused_ids(self._model, self._tokenizer),
         )
-        return _Current("", built, generator, built.watch)
+        return Current("", built, generator, built.watch)
 
     def _take_current(self, error: Callable[[], Exception]) -> PackedModel | None:
         """End the engine, its requests with an error, and give its packed layers."""
@@ -289,59 +290,9 @@ class Dispatcher:
         return built.packed
 
 
-@dataclass(frozen=True)
-class _Current:
-    """The engine for the model as it was, or the reason why there is none.
-
-    Attributes:
-        reason: why there is none; empty if there is one.
-        built: the engine and what belongs to it.
-        generator: runs requests on it.
-        watch: of the whole model; without an engine of the token table, for nothing is kept of the rest then.
-    """
-
-    reason: str
-    built: BuiltEngine | None
-    generator: EngineGenerator | None
-    watch: Watch
-
-    def is_outdated(self, model: PreTrainedModel) -> bool:
-        """Whether the model has changed since."""
-        if self.built is not None:
-            return self.built.is_outdated()
-        return self.watch.sees_change() or any(module.training for module in model.modules())
-
-
 def _changed() -> ModelChangedError:
     return ModelChangedError(_CHANGED)
 
 
 def _call(method: Callable[[], Callable[[], None]] | None) -> Callable[[], None]:
     return (lambda: None) if method is None else method()
-
-
-def _check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> None:
-    """Refuse a deep prompt where a request takes the padded path: transformers' generate has no place for it.
-
-    Args:
-        request: the request.
-        reason: why the model needs that path; empty if it does not.
-        settings: those of the request's settings that need it.
-
-    Raises:
-        UnsupportedModelError: because of the model.
-        SettingError: because of the settings.
-    """
-    if request.prompt is None or not request.prompt.is_deep:
-        return
-    only = f"prompt {request.prompt.name!r} is a deep one, which only the engine serves, and"
-    if reason:
-        raise UnsupportedModelError(
-            f"{only} this model takes transformers' own generate because {reason} Use a prompt of embedding rows with "
-            "this model (TensorPromptProvider)."
-        )
-    if settings:
-        raise SettingError(
-            f"{only} this request takes transformers' own generate because of {', '.join(settings)}. Leave "
-            "that out, or use a prompt of embedding rows (TensorPromptProvider)."
-        )
