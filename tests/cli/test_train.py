@@ -84,7 +84,8 @@ def test_help_needs_no_extra_and_imports_no_command() -> None:
     command = [sys.executable, "-c", HELP_WITHOUT_EXTRA]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "0 []"
-    assert all(f"{name} " in shown and summary in shown for name, summary in COMMANDS.items())
+    words = " ".join(shown.split())  # long lines are broken
+    assert all(f"{name} {summary}" in words for name, summary in COMMANDS.items())
 
 
 def test_without_the_extra_the_error_says_what_to_install(
