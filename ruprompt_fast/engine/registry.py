@@ -292,4 +292,3 @@ def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
 def _serving_format(prompt: Prompt) -> PromptFormat:
     format = prompt.format.without_leading_rows() if prompt.provider.is_deep else prompt.format
     return format.with_text()
-
