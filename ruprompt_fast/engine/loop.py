@@ -162,8 +162,11 @@ class StepLoop:
         Raises:
             EngineStepError: the system does not give one, or the program ends.
         """
-        self._team.forget()
         start_thread(partial(_run, weakref.ref(self), self._orders, self._running))
+
+    def take_over(self) -> None:
+        """Begin on another thread. For the thread only."""
+        self._team.forget()
 
     def advance(self, order: _AnyOrder | None) -> bool:
         """Carry out orders and, if somebody waits, run a step; whether somebody still waits. For the thread only.
@@ -233,6 +236,8 @@ def _run(owner: weakref.ref[StepLoop], orders: SimpleQueue[_AnyOrder | None], ru
         return
     loop: StepLoop | None = None
     try:
+        if (loop := owner()) is not None:
+            loop.take_over()
         waits = True  # those whom the thread before this one has left
         while True:
             order = _next(orders, wait=not waits)

@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from glob import glob
-from pathlib import Path
 
 import torch
 
-_WINDOW_SECONDS = 0.1
-_BEFORE_SECONDS = 0.03  # of work before the first window: short requests are not measured
+_WINDOW_SECONDS = 0.2  # of work, between two looks at what the system counts
+_LEAST_WORK = 0.1  # of a window's time: what other threads of this process wait for in long rests says nothing of ours
 _MOST_WAITING = 0.25
 _LEAST_IDLE = 0.7
 _SHORTEST_HOLD, _LONGEST_HOLD = 0.5, 16.0
 _TRY_AGAIN_SECONDS = 30.0
+
+_THREADS = "/proc/self/task"
 
 
 @dataclass
@@ -43,31 +43,40 @@ class TeamSize:
     most: int
     now: int
     _changed_at: float = 0.0
+    _grown_at: float = float("-inf")
     _hold_seconds: float = _SHORTEST_HOLD
+    _is_doubted: bool = False
 
     def decide(self, waiting: float, idle: float, at: float) -> bool:
         """Decide anew; returns whether the number has changed.
 
-        It shrinks by the threads that had no processor. It grows onto idle processors, later each time that growing has
-        turned out to be wrong; and, in case the system does not count them rightly, after half a minute in any case.
+        It shrinks by the threads that had no processor, if that is so twice in a row, or at once where it has just
+        grown: a moment's work of another program is no reason. It grows onto idle processors, later each time that
+        growing has turned out to be wrong; and, in case the system does not count them rightly, after half a minute in
+        any case.
 
         Args:
             waiting: how many threads of this process waited for a processor, on the average.
-            idle: how many processors were idle.
+            idle: how many processors were free for more threads.
             at: the time in seconds.
         """
         before, unchanged_seconds = self.now, at - self._changed_at
-        if self.now > 1 and waiting > _MOST_WAITING:
-            was_wrong = unchanged_seconds < 2 * self._hold_seconds
+        is_crowded = self.now > 1 and waiting > _MOST_WAITING
+        if is_crowded and self._is_doubted:
+            was_wrong = at - self._grown_at < 2 * self._hold_seconds
             self._hold_seconds = min(2 * self._hold_seconds, _LONGEST_HOLD) if was_wrong else _SHORTEST_HOLD
             self.now = max(1, self.now - max(1, round(waiting)))
         elif self.now < self.most and (
             (idle > _LEAST_IDLE and unchanged_seconds > self._hold_seconds) or unchanged_seconds > _TRY_AGAIN_SECONDS
         ):
             self.now = min(self.most, self.now + max(1, round(idle)))
-        if self.now != before:
-            self._changed_at = at
-        return self.now != before
+            self._grown_at = at
+        if self.now == before:
+            self._is_doubted = is_crowded
+            return False
+        self._is_doubted = self.now > before
+        self._changed_at = at
+        return True
 
 
 class Team:
@@ -81,40 +90,39 @@ class Team:
 
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed
+        self.forget()
+
+    def forget(self) -> None:
+        """Another thread takes over, which begins with torch's own number."""
         self._size = TeamSize(0, 0)
-        self._began: float | None = None
         self._window: _Sample | None = None
+        self._working_since: float | None = None
+        self._worked_seconds = 0.0
 
     def allow(self, most: int) -> None:
         """Compute on ``most`` threads, or fewer while other programs take the processors."""
         most = most if self._fixed is None else self._fixed
         if most != self._size.most:
+            self.forget()
             self._size = TeamSize(most, most)
             use_threads(most)
-            self.rest()
-
-    def forget(self) -> None:
-        """Another thread takes over, which begins with torch's own number."""
-        self._size = TeamSize(0, 0)
 
     def rest(self) -> None:
         """There is nothing to compute for a while."""
-        self._began = self._window = None
+        if self._working_since is not None:
+            self._worked_seconds += time.monotonic() - self._working_since
+            self._working_since = None
 
     def adjust(self) -> None:
         """Between two pieces of work: look at how the last ones went, and change the number for the next."""
         if self._fixed is not None or self._size.most < 2 or _openmp() is None:
             return
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now
-        elif self._window is None:
-            if now - self._began >= _BEFORE_SECONDS:
-                self._window = _Sample(now)
-        elif now - self._window.at >= _WINDOW_SECONDS:
-            before, self._window = self._window, _Sample(now)
-            if self._size.decide(self._window.waiting_since(before), self._window.idle_since(before), now):
-                use_threads(self._size.now)
+        self.rest()
+        now = self._working_since = time.monotonic()
+        if self._window is None or self._worked_seconds < _LEAST_WORK * (now - self._window.at):
+            self._begin_window(_Sample(now, self._is_short))
+        elif self._worked_seconds >= _WINDOW_SECONDS:
+            self._end_window(self._window, _Sample(now, self._is_short))
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -126,11 +134,28 @@ class Team:
         try:
             yield
         finally:
+            self.rest()
             use_threads(own)
+
+    @property
+    def _is_short(self) -> bool:
+        return self._size.now < self._size.most
+
+    def _begin_window(self, begin: _Sample) -> None:
+        self._window, self._worked_seconds = begin, 0.0
+
+    def _end_window(self, begin: _Sample, end: _Sample) -> None:
+        seconds = end.at - begin.at
+        waiting = end.waited_since(begin) / self._worked_seconds
+        resting = self._size.now * (1 - self._worked_seconds / seconds)  # of our own, which are idle, too
+        if self._size.decide(waiting, end.idle_since(begin) / seconds - resting, end.at):
+            use_threads(self._size.now)
+            end = _Sample(end.at, self._is_short)
+        self._begin_window(end)
 
 
 def use_threads(count: int) -> None:
-    """Compute on so many threads where this one calls; others keep their number, as far as OpenMP can be asked."""
+    """What ``torch.set_num_threads`` does, for the calling thread only, as far as OpenMP can be asked."""
     torch.get_num_threads()  # a thread takes torch's number at its first question: not behind ours
     (_openmp() or torch.set_num_threads)(count)
 
@@ -140,31 +165,39 @@ class _Sample:
 
     Args:
         at: the time now.
+        counts_idle: whether to look at the processors; 0 of them are idle otherwise.
     """
 
-    __slots__ = ("_idle_ticks", "_waited", "at")
+    __slots__ = ("_idle_ticks", "_used_seconds", "_waited", "at")
 
-    def __init__(self, at: float) -> None:
+    def __init__(self, at: float, counts_idle: bool) -> None:
         self.at = at
         self._waited = _waited_nanoseconds()
-        self._idle_ticks = _idle_ticks()
+        self._idle_ticks = _idle_ticks() if counts_idle else 0
+        self._used_seconds = time.process_time()
 
-    def waiting_since(self, before: _Sample) -> float:
-        """How many threads of this process had no processor, on the average; 0 where the system does not say."""
+    def waited_since(self, before: _Sample) -> float:
+        """For how many seconds threads of this process had no processor, added up; 0 where the system does not say."""
         waited = (count - before._waited[thread] for thread, count in self._waited.items() if thread in before._waited)
-        return sum(waited) / 1e9 / (self.at - before.at)
+        return sum(waited) / 1e9
 
     def idle_since(self, before: _Sample) -> float:
-        """How many of our processors were idle, on the average; 0 where the system does not say."""
-        return (self._idle_ticks - before._idle_ticks) / os.sysconf("SC_CLK_TCK") / (self.at - before.at)
+        """For how many seconds our processors were idle, added up; 0 where the system does not say.
+
+        The system counts the machine's processors, of which a container may have less time than they are idle.
+        """
+        idle = (self._idle_ticks - before._idle_ticks) / os.sysconf("SC_CLK_TCK")
+        left = _container_processors() * (self.at - before.at) - (self._used_seconds - before._used_seconds)
+        return min(idle, left)
 
 
 def _waited_nanoseconds() -> dict[str, int]:
     """How long each thread of this process was ready to run and had no processor."""
-    waited = {}
-    for path in glob("/proc/self/task/*/schedstat"):
-        with suppress(OSError, ValueError, IndexError):  # a thread that has just ended, or a system that does not count
-            waited[path] = int(Path(path).read_bytes().split()[1])
+    waited: dict[str, int] = {}
+    with suppress(OSError):  # a system that does not count
+        for thread in os.listdir(_THREADS):
+            with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+                waited[thread] = int(_read(f"{_THREADS}/{thread}/schedstat").split()[1])
     return waited
 
 
@@ -172,21 +205,45 @@ def _idle_ticks() -> int:
     """How long the processors that we may use were idle, all together."""
     try:
         usable = {b"cpu%d" % processor for processor in os.sched_getaffinity(0)}
-        lines = (line.split() for line in Path("/proc/stat").read_bytes().splitlines())
-        return sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in usable)
+        lines = (line.split() for line in _read("/proc/stat").splitlines() if line.startswith(b"cpu"))
+        return sum(int(line[4]) + int(line[5]) for line in lines if line[0] in usable)
     except (OSError, ValueError, IndexError, AttributeError):  # another system
         return 0
 
 
+def _container_processors() -> float:
+    """How many processors' time this container may use; infinitely many if there is no limit."""
+    try:
+        quota, period = _read("/sys/fs/cgroup/cpu.max").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # "max", or no such system
+        return float("inf")
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
 @cache
 def _openmp() -> Callable[[int], None] | None:
-    """Sets the number of OpenMP threads of the calling thread, in the runtime that torch is linked with.
+    """Sets the number of threads of the calling thread, in the libraries that torch is linked with.
 
-    ``torch.set_num_threads`` sets the number for every thread that is started later, too.
+    ``torch.set_num_threads`` sets the number for every thread that is started later, too. It gives MKL the number as
+    well, which from then on does not ask OpenMP for it.
     """
     try:
-        set_threads = ctypes.CDLL(torch._C.__file__).omp_set_num_threads
+        torch_library = ctypes.CDLL(torch._C.__file__)
+        setters = [torch_library.omp_set_num_threads]
     except (OSError, AttributeError):  # a torch without OpenMP, or a system that does not look it up
         return None
-    set_threads.argtypes, set_threads.restype = [ctypes.c_int], None
+    with suppress(AttributeError):  # a torch without MKL
+        setters.append(torch_library.MKL_Set_Num_Threads_Local)
+    for setter in setters:
+        setter.argtypes, setter.restype = [ctypes.c_int], None
+
+    def set_threads(count: int) -> None:
+        for setter in setters:
+            setter(count)
+
     return set_threads

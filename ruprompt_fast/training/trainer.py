@@ -237,7 +237,7 @@ class PromptTrainer(PromptSavingTrainer):
             self.prompts[0].task.objective == "classification",
         )
         for prompt, batch in dataloader:
-            with self.runner.routing(), self.accelerator.autocast():
+            with self._team.working(), self.runner.routing(), self.accelerator.autocast():
                 totals.add(prompt, self.runner.loss(model, self._prepare_inputs(batch)))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = totals.metrics(self._over_processes(totals.sums, "sum"), metric_key_prefix)
