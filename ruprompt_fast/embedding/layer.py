@@ -1,4 +1,4 @@
-"""The drop-in layer: a model's input embedding that also knows the rows of soft prompts."""
+"""The embedding layer that also knows the rows of soft prompts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.errors import PatchedModelError, PromptMismatchError, UnsupportedModelError
+from ruprompt_fast.embedding.saving import hide_from_save
+from ruprompt_fast.errors import PromptMismatchError, UnsupportedModelError
 from ruprompt_fast.ops import resolve_markers, splice
 from ruprompt_fast.precision import PreciseModules, widen, without_autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PROVIDERS_KEY = "prompt_providers."
-"""What the names of the providers' parameters have in common, in a model's ``named_parameters()``."""
-
-MARKER_ROOM = 1024
-"""Ids left free between the token table and the first row, for the markers of prompts attached later."""
 
 # The embedding whose rows a call brings, and these rows; every thread has its own.
 _CALL_ROWS: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("call_rows", default=None)
@@ -41,6 +36,14 @@ class PromptSlot:
     provider: nn.Module
     num_rows: int
     marker_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where an embedding stands: the model, and (parent, name, child) for every child module that it replaced."""
+
+    model: PreTrainedModel
+    replaced: list[tuple[nn.Module, str, nn.Module | None]]
 
 
 class SplicedEmbedding(nn.Module):
@@ -91,7 +94,7 @@ class SplicedEmbedding(nn.Module):
         # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
         self._original = (original,)
         self.training = original.training
-        self._attachment: _Attachment | None = None
+        self._attachment: Attachment | None = None
         for slot in slots:
             self.add_slot(slot)
 
@@ -251,87 +254,6 @@ class SplicedEmbedding(nn.Module):
         )
 
 
-def original_embedding(model: PreTrainedModel) -> nn.Module:
-    """The model's own input embedding, whether prompts are attached or not."""
-    embedding = model.get_input_embeddings()
-    return embedding.original if isinstance(embedding, SplicedEmbedding) else embedding
-
-
-def attach_prompts(
-    model: PreTrainedModel, slots: Sequence[PromptSlot], min_first_prompt_id: int = 0
-) -> SplicedEmbedding:
-    """Replace the model's input embedding by one that knows the slots' prompts.
-
-    A model that is already patched is restored first. Nothing changes if a slot does not fit. The model's own
-    ``save_pretrained`` goes on writing the base model only.
-
-    Args:
-        model: any transformers model with one token table; encoder-decoder models too.
-        slots: the prompts, in the order of their rows.
-        min_first_prompt_id: an id above every marker; ``len(tokenizer)`` after the markers are added.
-
-    Raises:
-        UnsupportedModelError: the model has no input embedding of [tokens, width].
-        PromptMismatchError: a prompt was made for another width.
-    """
-    original = original_embedding(model)
-    table_size = getattr(getattr(original, "weight", None), "shape", (0,))[0]
-    # The room lets prompts with new markers join a live embedding without renumbering the rows.
-    embedding = SplicedEmbedding(original, max(table_size, min_first_prompt_id) + MARKER_ROOM, slots)
-    detach_prompts(model)
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    model.set_input_embeddings(embedding)
-    replaced = [(parent, name, child) for parent, name, child in places if parent._modules[name] is embedding]
-    embedding._attachment = _Attachment(model, replaced)
-    for part in _with_tokens(model):
-        part.resize_token_embeddings = _refuse_resize
-    hide_from_save(model)
-    return embedding
-
-
-def detach_prompts(model: PreTrainedModel) -> nn.Module:
-    """Put the original embedding back and return it: the same object. Does nothing to a model without prompts."""
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, SplicedEmbedding) or embedding._attachment is None:
-        return embedding
-    original = embedding.original
-    for parent, name, child in embedding._attachment.replaced:
-        if child is not None and child is not original:
-            child.weight = embedding.weight  # T5 ties three modules to one table
-        parent._modules[name] = child
-    embedding._attachment = None
-    for part in _with_tokens(model):
-        vars(part).pop("resize_token_embeddings", None)
-    hide_from_save(model)
-    return original
-
-
-@dataclass(frozen=True)
-class _Attachment:
-    """Where an embedding stands: the model, and (parent, name, child) for every child module that it replaced."""
-
-    model: PreTrainedModel
-    replaced: list[tuple[nn.Module, str, nn.Module | None]]
-
-
-def _with_tokens(model: PreTrainedModel) -> list[Any]:
-    """The model and those of its parts whose token table transformers can resize."""
-    return [part for part in model.modules() if hasattr(part, "resize_token_embeddings")]
-
-
-def _refuse_resize(*args: Any, **kwargs: Any) -> None:
-    """What a model with prompts has for a ``resize_token_embeddings``: its rows' ids begin where its table ends.
-
-    Raises:
-        PatchedModelError: always.
-    """
-    raise PatchedModelError(
-        "resize_token_embeddings cannot change a model while prompts are attached: the ids of their rows follow the "
-        "token table. Call detach() of the Prompt, MultiPrompt or FastPromptModel that holds it, resize the model, and "
-        "attach again."
-    )
-
-
 def note_update(parameters: Iterable[nn.Parameter]) -> None:
     """Say that an optimizer has changed these parameters.
 
@@ -340,32 +262,6 @@ def note_update(parameters: Iterable[nn.Parameter]) -> None:
     """
     for parameter in parameters:
         torch.autograd.graph.increment_version(parameter)
-
-
-def hide_from_save(model: PreTrainedModel, hidden: bool = True) -> None:
-    """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, or write them again.
-
-    Written are they under one name each: transformers knows which names of its own share a tensor, but not that
-    an encoder-decoder's two embeddings share their providers.
-    """
-    part: Any
-    for part in model.modules():
-        if hasattr(part, "_keys_to_ignore_on_save"):
-            kept = {key for key in part._keys_to_ignore_on_save or () if PROVIDERS_KEY not in key}
-            providers = {key for key in part.state_dict() if PROVIDERS_KEY in key}
-            written = set() if hidden else provider_tensors(part).keys()
-            part._keys_to_ignore_on_save = kept | (providers - written)
-
-
-def provider_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The providers' parameters and buffers by the first of their names in a model's state."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if PROVIDERS_KEY in name and id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors
 
 
 def _overlay(original: nn.Module, input_ids: Tensor, rows: Tensor, first_prompt_id: int) -> Tensor:
