@@ -12,8 +12,9 @@ from typing import Any, ClassVar, cast
 
 from transformers import AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.pipelines.text_generation import TextGenerationPipeline
+from transformers.pipelines.text_generation import ReturnType, TextGenerationPipeline
 
+from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
@@ -69,6 +70,27 @@ class PromptPipeline(TextGenerationPipeline):
             if not inputs:
                 raise MissingFieldError(f"give the prompt's field(s) {', '.join(names)}, or a text; found nothing.")
         return super().__call__(inputs, **kwargs)
+
+    def postprocess(self, model_outputs: Any, return_type: Any = ReturnType.FULL_TEXT, **kwargs: Any) -> Any:
+        """The texts as they read behind the input, as ``FastPromptModel`` gives them: with their first space.
+
+        Settings of the decoding, such as ``skip_special_tokens``, take transformers' own way.
+        """
+        records = super().postprocess(model_outputs, return_type, **kwargs)
+        if (
+            model_outputs["input_ids"] is None
+            or return_type not in (ReturnType.NEW_TEXT, ReturnType.FULL_TEXT)
+            or kwargs
+        ):
+            return records
+        row_id = len(cast(Any, self.tokenizer))
+        markers = self.prompt.format.prompt_token_ids
+        input_ids = [row_id if token in markers else token for token in model_outputs["input_ids"][0].tolist()]
+        decoder = TextDecoder(cast(Any, self.tokenizer), row_id)
+        before = model_outputs["prompt_text"] if return_type == ReturnType.FULL_TEXT else ""
+        for record, sequence in zip(records, model_outputs["generated_sequence"][0].tolist(), strict=True):
+            record["generated_text"] = before + decoder.text(input_ids, sequence[len(input_ids) :])
+        return records
 
     def _fields(self, inputs: str | Mapping[str, str]) -> dict[str, str]:
         return {text_field(self.prompt.format.fields): inputs} if isinstance(inputs, str) else dict(inputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from engine.test_decoding import TOKENIZERS
+from model.test_label_words import llama
 from model_cases import make_prompt
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, pipeline
@@ -56,6 +59,23 @@ def test_text2text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     assert pipe({"text": "привет"}, **GREEDY)[0]["generated_text"] == wanted
     assert pipe(text="привет", **GREEDY)[0]["generated_text"] == wanted
     assert pipe("привет", return_full_text=True, **GREEDY)[0]["generated_text"] == "привет" + wanted
+
+
+@pytest.mark.parametrize("template", ["<P*3>{text}", "{text}<P*3>", "<P*3>"])
+@pytest.mark.parametrize("name", ["llama2", "mistral", "gemma", "unigram", "byte_level"])
+def test_text_keeps_its_first_space(name: str, template: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    settings = {**GREEDY, "min_new_tokens": 2}
+    prompt = make_prompt(template, llama(tokenizer), tokenizer, seed=1)
+    served = FastPromptModel.from_pretrained(llama(tokenizer), prompts={"it": prompt}, tokenizer=tokenizer)
+    copied = copy.deepcopy(tokenizer)
+    pipe = TextGenerationWithPromptPipeline(prompt=prompt, model=llama(tokenizer), tokenizer=copied)
+    for text in ("one two", "question:", "день "):
+        wanted = served.generate(text, "it", **settings)[0].text
+        assert pipe(text, **settings)[0]["generated_text"] == text + wanted
+        assert pipe([text], batch_size=1, return_full_text=False, **settings)[0][0]["generated_text"] == wanted
+    raw = pipe("one two", skip_special_tokens=True, return_full_text=False, **settings)[0]["generated_text"]
+    assert raw == served.tokenizer.decode(served.generate("one two", "it", **settings)[0].token_ids)
 
 
 def test_batches_of_padded_requests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
