@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.engine.apart import Apart
-from ruprompt_fast.engine.context import NewTokens
 from ruprompt_fast.engine.decoding import TextDecoder
 from ruprompt_fast.engine.fair_lock import FairLock
 from ruprompt_fast.engine.padded_batch import Togetherness, assemble, request_batches, task_batches
@@ -28,13 +26,14 @@ from ruprompt_fast.engine.padded_context import (
 from ruprompt_fast.engine.padded_noise import RequestNoise
 from ruprompt_fast.engine.padded_output import make_output, token_logprobs
 from ruprompt_fast.engine.padded_probe import first_logits_settings, togetherness
+from ruprompt_fast.engine.padded_settings import check_decoder_start, check_tasks, settings_of
 from ruprompt_fast.engine.padded_stream import BetweenTokens, TokenSender
 from ruprompt_fast.engine.requests import Request
 from ruprompt_fast.engine.stop_cut import StopCut
-from ruprompt_fast.engine.stopping import StopStrings, unused_ids
+from ruprompt_fast.engine.stopping import StopStrings
 from ruprompt_fast.engine.tasks import GenerationTask
 from ruprompt_fast.engine.text import TextStream
-from ruprompt_fast.errors import RupromptError, SettingError, UnsupportedModelError
+from ruprompt_fast.errors import RupromptError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +99,7 @@ class PaddedGenerator:
             DetachedModelError: the model has lost its prompts.
             EngineStepError: the model failed.
         """
-        self._check(tasks)
+        check_tasks(self._model, tasks)
         seeds = [task.noise_seed() for task in tasks]
 
         def work(apart: Apart[tuple[int, list[GenerationOutput]]]) -> None:
@@ -131,11 +130,7 @@ class PaddedGenerator:
             DetachedModelError: the model has lost its prompts.
             EngineStepError: the model failed.
         """
-        if self._model.config.is_encoder_decoder and self._decoder_start is None:
-            raise UnsupportedModelError(
-                "classification needs the token that the decoder starts with; set the model's "
-                "generation_config.decoder_start_token_id before it is loaded here."
-            )
+        check_decoder_start(self._model, self._decoder_start)
 
         def work(apart: Apart[tuple[list[int], Tensor]]) -> None:
             for indices in request_batches(requests, self._togetherness(requests), self._max_batch_size):
@@ -156,7 +151,7 @@ class PaddedGenerator:
         Raises:
             SettingError: transformers cannot do what is asked; before the first piece is asked for.
         """
-        self._check([task])
+        check_tasks(self._model, [task])
         return self._pieces(task, stop_strings)
 
     def _pieces(self, task: GenerationTask, stop_strings: tuple[str, ...]) -> Iterator[str]:
@@ -182,16 +177,6 @@ class PaddedGenerator:
                 raise failure
             finally:
                 del failure  # its traceback holds this frame
-
-    def _check(self, tasks: Sequence[GenerationTask]) -> None:
-        guided = any(task.config.guidance_scale not in (None, 1) for task in tasks)
-        if guided and self._model.config.is_encoder_decoder:
-            raise SettingError("guidance_scale needs a decoder-only model: transformers cannot guide encoder-decoders.")
-        if any(task.config.prompt_lookup_num_tokens and task.config.do_sample for task in tasks if task.request.prompt):
-            raise SettingError(
-                "prompt_lookup_num_tokens with do_sample=True cannot run behind a prompt: transformers would propose "
-                "the prompt's rows as tokens. Leave one of the two out."
-            )
 
     def _continue(self, batch: Sequence[Request], continuation: list[int]) -> Tensor:
         if self._model.config.is_encoder_decoder:
@@ -246,7 +231,7 @@ class PaddedGenerator:
         streamer: BaseStreamer | None = None,
     ) -> list[list[GenerationOutput]]:
         """Run tasks that share their settings."""
-        settings, strings = self._settings(tasks[0].config, tasks[0].budget)
+        settings, strings = settings_of(tasks[0], self._model, self._tokenizer, self._embedding)
         stop = StopStrings(strings, self._decoder)
         batch = [task.request for task in tasks]
         with self._running():
@@ -296,20 +281,6 @@ class PaddedGenerator:
         token_ids = result.sequences[:, stop.new_start :].tolist()
         return token_ids, token_logprobs(result, token_ids) if settings.output_scores else None
 
-    def _settings(self, config: GenerationConfig, budget: NewTokens) -> tuple[GenerationConfig, list[str]]:
-        """The settings for transformers' generate, and the stop strings apart from them."""
-        settings = copy.deepcopy(config)
-        settings.max_length, settings.min_length = None, None
-        settings.max_new_tokens, settings.min_new_tokens = budget.most, budget.least or None
-        settings.pad_token_id = _padding_token(self._tokenizer, settings, self._embedding.num_embeddings)
-        if self._embedding.weight.device.type == "cpu" and "offloaded" in (settings.cache_implementation or ""):
-            settings.cache_implementation = None  # there is nowhere to offload to, and transformers asks for CUDA
-        never = unused_ids(self._model, self._tokenizer)
-        if never:
-            settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), *never})
-        strings, settings.stop_strings = settings.stop_strings or [], None
-        return settings, [strings] if isinstance(strings, str) else list(strings)
-
     @contextmanager
     def _running(self) -> Iterator[None]:
         """On a model that still has its prompts, without gradients, in turn with others.
@@ -326,10 +297,3 @@ class PaddedGenerator:
                 raise
             except Exception as error:
                 raise generate_error(error) from error
-
-
-def _padding_token(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, num_embeddings: int) -> int:
-    """What ended sequences are filled with; a padding token that the model has no row for will not do."""
-    eos = config.eos_token_id
-    candidates = [config.pad_token_id, tokenizer.pad_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])]
-    return next((token for token in candidates if isinstance(token, int) and 0 <= token < num_embeddings), 0)
