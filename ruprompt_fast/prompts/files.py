@@ -20,14 +20,14 @@ from ruprompt_fast.errors import FileWriteError, PromptFileError, TemplateError,
 from ruprompt_fast.prompts.base_model import BaseModel
 from ruprompt_fast.prompts.config import PromptConfig
 from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.layout import RowsFromText
+from ruprompt_fast.prompts.layout import RowsFromText, Special
 from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES, MAX_JSON_BYTES, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.reading.json_object import parse_object, read_json
 from ruprompt_fast.prompts.reading.regular_file import open_regular
 from ruprompt_fast.prompts.reading.rows import read_rows
 from ruprompt_fast.prompts.reading.safetensors_file import safetensors_index
 from ruprompt_fast.prompts.reading.torch_file import read_torch
-from ruprompt_fast.prompts.template import compile_parts, marker_for_key, parse_template
+from ruprompt_fast.prompts.template import BEGIN, END, compile_parts, marker_for_key, parse_template
 from ruprompt_fast.prompts.tensor_files import ROWS_KEY, make_folder, rows_writer, text_writer, write_together
 
 PROMPT_FILE_NAME = "prompt.json"
@@ -166,10 +166,10 @@ def _check_deep(format: PromptFormat, path: Path) -> None:
 def _compile(template: str, path: Path) -> str:
     """The compiled form of a template that needs no tokenizer for it."""
     parts = parse_template(template)
-    if any(isinstance(part, RowsFromText) for part in parts):
+    if any(isinstance(part, RowsFromText) or part in (Special(BEGIN), Special(END)) for part in parts):
         raise PromptFileError(
-            f"{path}: expected compiled_template, because the template {shown(template)} has rows made from a text; "
-            "found none. Save the prompt again."
+            f"{path}: expected compiled_template, because the template {shown(template)} has rows made from a text, or "
+            f"{BEGIN} or {END}, which a tokenizer gives a meaning; found none. Save the prompt again."
         )
     layout, _ = compile_parts(parts, lambda text: [])
     return layout.compiled(marker_for_key(None))

@@ -11,7 +11,7 @@ from ruprompt_fast.prompts.encoding import EncodedPrompt, encode_layout
 from ruprompt_fast.prompts.init_texts import ids_in_place
 from ruprompt_fast.prompts.layout import Layout, Rows, field_names
 from ruprompt_fast.prompts.marker_tokens import marker_token
-from ruprompt_fast.prompts.special_tokens import Reading, SpecialTokens, with_default_order
+from ruprompt_fast.prompts.special_tokens import Reading, SpecialTokens
 from ruprompt_fast.prompts.template import (
     PROMPT_TOKEN,
     check_template,
@@ -145,12 +145,11 @@ class PromptFormat(BasePromptFormat):
         """
         specials = self._learn(tokenizer)
         if self._layout is not None:
-            specials.recognize(self._layout)
             return
         parts = parse_template(self.template)
         ids = iter(ids_in_place(parts, tokenizer))
         layout, self._init_tokens = compile_parts(parts, lambda text: next(ids))
-        self._layout = with_default_order(layout, specials)
+        self._layout = specials.compile(layout)
         self.compiled_template = self._layout.compiled(self.prompt_token)
 
     def set_key(self, key: str | None = None) -> None:

@@ -44,9 +44,9 @@ class Special:
     """Special tokens, which are added by their ids and never through text.
 
     Attributes:
-        name: ``<bos>`` or ``<eos>``, the tokenizer's beginning-of-text or end-of-text token; ``<|leading|>`` or
-            ``<|trailing|>``, what the tokenizer itself puts in front of every text or behind it; or a special token's
-            own text.
+        name: ``<bos>`` or ``<eos>`` of a template that is not compiled, the tokenizer's beginning-of-text or
+            end-of-text token; ``<|leading|>`` or ``<|trailing|>``, what the tokenizer itself puts in front of every
+            text or behind it; or a special token's own text.
     """
 
     name: str

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ruprompt_fast.errors import TemplateError
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, Slot, Special, Text, Tokens
-from ruprompt_fast.prompts.template import BEGIN, END, LEADING, TRAILING
+from ruprompt_fast.prompts.template import BEGIN, LEADING, TRAILING
 
 ROWS_FIRST_BY_DEFAULT = True
 """Whether new prompts stand before the tokenizer's leading special tokens, as PEFT's do, rather than behind them."""
@@ -42,30 +42,36 @@ class SpecialTokens:
 
     Attributes:
         ids: the ids of all special tokens, by their texts.
-        begin: text and id of the beginning-of-text token, or None.
-        end: text and id of the end-of-text token, or None.
+        begin: the text of the beginning-of-text token, or None.
+        end: the text of the end-of-text token, or None.
         leading: the ids that the tokenizer puts in front of every text.
         trailing: the ids that it puts behind it.
         marks_beginning: whether it reads a text at the very beginning in another way than behind a special token.
+        are_read: whether it reads the texts of special tokens as these; as text like any other if not.
+        strip_before: the special tokens with which it takes away the whitespace in front of them.
+        strip_behind: those with which it takes away the whitespace behind them.
     """
 
     ids: Mapping[str, int]
-    begin: tuple[str, int] | None
-    end: tuple[str, int] | None
+    begin: str | None
+    end: str | None
     leading: tuple[int, ...]
     trailing: tuple[int, ...]
     marks_beginning: bool
+    are_read: bool = True
+    strip_before: frozenset[str] = frozenset()
+    strip_behind: frozenset[str] = frozenset()
 
-    def token(self, name: str) -> tuple[str, int]:
-        """The text and id of a special token, of ``<bos>`` or of ``<eos>``.
+    def token(self, name: str) -> str:
+        """The text of a special token, of ``<bos>`` or of ``<eos>``.
 
         Raises:
             TemplateError: the tokenizer has no such token.
         """
         if name in self.ids:  # also a tokenizer's own <eos>, which need not be the one that ends its texts
-            return name, self.ids[name]
-        token = {BEGIN: self.begin, END: self.end}.get(name)
-        if token is None:
+            return name
+        token = self.begin if name == BEGIN else self.end
+        if token is None or token not in self.ids:
             what = "beginning-of-text" if name == BEGIN else "end-of-text"
             raise TemplateError(
                 f"the template holds {name}, and the tokenizer has no {what} token. Set it on the tokenizer, or leave "
@@ -74,39 +80,50 @@ class SpecialTokens:
         return token
 
     def ids_of(self, part: Special) -> tuple[int, ...]:
-        """The ids that a part stands for.
-
-        Raises:
-            TemplateError: the tokenizer has no such token.
-        """
+        """The ids that a part of a compiled template stands for."""
         if part.name == LEADING:
             return self.leading
-        return self.trailing if part.name == TRAILING else self.token(part.name)[1:]
+        return self.trailing if part.name == TRAILING else (self.ids[part.name],)
 
     def recognize(self, layout: Layout) -> Layout:
-        """The layout with all of its special tokens as such, also those that its texts spell out.
+        """The layout with the special tokens as such that its texts spell out.
 
-        Those that are what the tokenizer itself puts around every text, in front of the first field or behind the last
-        one, become ``<|leading|>`` and ``<|trailing|>``.
+        Like the tokenizer, some tokens take the whitespace of the texts beside them away; that of fields is data.
+        """
+        parts = Layout(piece for part in layout.parts for piece in self._pieces(part)).parts
+        around = [None, *parts, None]
+        return Layout(map(self._stripped, around, parts, around[2:]))
+
+    def find(self, text: str) -> list[str]:
+        """The special tokens that the tokenizer finds in a text."""
+        return _pattern(tuple(self.ids)).findall(text) if self.ids and self.are_read else []
+
+    def compile(self, layout: Layout) -> Layout:
+        """The layout of a new template, with this tokenizer's own tokens.
+
+        What the tokenizer itself puts around every text becomes ``<|leading|>`` and ``<|trailing|>`` where the template
+        holds it, in front of the first field or behind the last one. Where the template says nothing and begins with
+        rows, ``<|leading|>`` stands behind these.
 
         Raises:
-            TemplateError: the tokenizer has no such token.
+            TemplateError: the tokenizer lacks a token that the template names.
         """
-        parts = [piece for part in layout.parts for piece in self._pieces(part)]
-        for part in parts:
-            if isinstance(part, Special):
-                self.ids_of(part)
+        named = Layout(self._own_token(part) for part in layout.parts)
+        parts = [piece for part in named.parts for piece in self._pieces(part) if piece != Text("")]
         fields = [index for index, part in enumerate(parts) if isinstance(part, Field)] or [len(parts)]
         behind = fields[-1] + 1
         if Special(TRAILING) not in parts:
             parts[behind:] = self._named(parts[behind:], self.trailing, TRAILING)
         if Special(LEADING) not in parts:
             parts[: fields[0]] = self._named(parts[: fields[0]], self.leading, LEADING)
+        says_nothing = bool(self.leading) and Special(LEADING) not in parts
+        if ROWS_FIRST_BY_DEFAULT and says_nothing and parts and isinstance(parts[0], Rows):
+            parts.insert(1, Special(LEADING))
         return Layout(parts)
 
-    def find(self, text: str) -> list[str]:
-        """The special tokens that a text spells out."""
-        return _pattern(tuple(self.ids)).findall(text) if self.ids else []
+    def _own_token(self, part: Part) -> Part:
+        is_named = isinstance(part, Special) and part.name not in (LEADING, TRAILING)
+        return Special(self.token(part.name)) if is_named and isinstance(part, Special) else part
 
     def _pieces(self, part: Part) -> Iterator[Part]:
         if not isinstance(part, Text) or not self.ids:
@@ -119,35 +136,28 @@ class SpecialTokens:
             end = match.end()
         yield Text(part.text[end:])
 
-    def _named(self, parts: Sequence[Part], ids: tuple[int, ...], name: str) -> list[Part]:
+    def _stripped(self, before: Part | None, part: Part, behind: Part | None) -> Part:
+        """A part without the whitespace that special tokens beside it take away."""
+        if isinstance(part, Text) and isinstance(before, Special) and before.name in self.strip_behind:
+            part = Text(part.text.lstrip())
+        if isinstance(part, Text) and isinstance(behind, Special) and behind.name in self.strip_before:
+            part = Text(part.text.rstrip())
+        return part
+
+    def _named(self, parts: list[Part], ids: tuple[int, ...], name: str) -> list[Part]:
         """The parts with the special tokens ``ids``, which stand next to each other, as one part of this name."""
-        parts = [part for part in parts if part != Text("")]
         size = len(ids)
         for start in range(len(parts) - size + 1) if size else ():
             stretch = parts[start : start + size]
             singles = [part for part in stretch if isinstance(part, Special) and part.name not in (LEADING, TRAILING)]
             if len(singles) == size and tuple(token for part in singles for token in self.ids_of(part)) == ids:
                 return [*parts[:start], Special(name), *parts[start + size :]]
-        return list(parts)
+        return parts
 
 
 @lru_cache(maxsize=64)
 def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
-
-
-def with_default_order(layout: Layout, specials: SpecialTokens) -> Layout:
-    """The layout of a new prompt, which says where the tokenizer's leading tokens stand if that is not the beginning.
-
-    Raises:
-        TemplateError: the tokenizer lacks a token that the layout names.
-    """
-    recognized = specials.recognize(layout).parts
-    if not (ROWS_FIRST_BY_DEFAULT and specials.leading and isinstance(next(iter(recognized), None), Rows)):
-        return layout
-    if Special(LEADING) in recognized:
-        return layout
-    return Layout([layout.parts[0], Special(LEADING), *layout.parts[1:]])
 
 
 @dataclass(frozen=True)
@@ -194,11 +204,8 @@ def place(
         behind: fields that continue the prompt's text.
         end: ids to stand behind all of it.
 
-    Raises:
-        TemplateError: the tokenizer lacks a token that the layout names.
     """
-    said = [name for name in (LEADING, TRAILING) if Special(name) in layout.parts]
-    placer = _Placer(specials, reading, () if reading.add_special_tokens else tuple(said))
+    placer = _Placer(specials, reading)
     head, parts = placer.head([*specials.recognize(layout).parts, *behind])
     parts, foot = placer.foot(parts)
     return PlacedLayout(tuple(head), Layout(placer.with_ids(parts)), (*foot, *([Tokens(end)] if end else [])))
@@ -206,11 +213,10 @@ def place(
 
 @dataclass(frozen=True)
 class _Placer:
-    """Cuts recognized parts into those of a :class:`PlacedLayout`; the special tokens ``dropped`` hold no ids."""
+    """Cuts recognized parts into those of a :class:`PlacedLayout`."""
 
     specials: SpecialTokens
     reading: Reading
-    dropped: tuple[str, ...]
 
     def head(self, parts: list[Part]) -> tuple[list[Rows | Tokens], list[Part]]:
         """What stands in front of the text, and the rest."""
@@ -242,4 +248,5 @@ class _Placer:
         return [part for part in self.with_ids(parts) if isinstance(part, Rows | Tokens)]
 
     def _ids(self, part: Special) -> tuple[int, ...]:
-        return () if part.name in self.dropped else self.specials.ids_of(part)
+        is_added = part.name in (LEADING, TRAILING)
+        return () if is_added and not self.reading.add_special_tokens else self.specials.ids_of(part)

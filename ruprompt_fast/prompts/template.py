@@ -10,7 +10,9 @@ Two notations describe the same layout. A *template* is what people write::
 ``<|trailing|>`` say where the tokens stand that the tokenizer itself puts around every text, if not around all of it.
 
 A *compiled template* has one marker token per row, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what the
-text form of a prompt is made from. Both follow ``str.format``: ``{{`` and ``}}`` are literal braces.
+text form of a prompt is made from. It belongs to one tokenizer, whose tokens' own texts stand in it, and is taken at
+its word: where it holds no ``<|leading|>``, the tokenizer adds its tokens at the beginning, as in ruPrompts. Both
+notations follow ``str.format``: ``{{`` and ``}}`` are literal braces.
 """
 
 from __future__ import annotations
@@ -52,10 +54,12 @@ LEADING, TRAILING = "<|leading|>", "<|trailing|>"
 # A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
 _KEY = rf"(?:(?!<\|\[|P\|>).){{0,{MAX_KEY_CHARS}}}?"
 _MARKER = rf"<\|(?:\[(?P<key>{_KEY})\])?P\|>"
-_SPECIAL = rf"(?P<special>{'|'.join(map(re.escape, (BEGIN, END, LEADING, TRAILING)))})"
+_ADDED = "|".join(map(re.escape, (LEADING, TRAILING)))
 MARKER_PATTERN = re.compile(_MARKER, re.DOTALL)
-_COMPILED_PATTERN = re.compile(rf"{_MARKER}|{_SPECIAL}", re.DOTALL)
-_TEMPLATE_PATTERN = re.compile(rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|{_MARKER}|{_SPECIAL}", re.DOTALL)
+_COMPILED_PATTERN = re.compile(rf"{_MARKER}|(?P<special>{_ADDED})", re.DOTALL)
+_TEMPLATE_PATTERN = re.compile(
+    rf"<P>|</P>|<P\*(?P<count>[^<>]*)>|{_MARKER}|(?P<special>{_ADDED}|{BEGIN}|{END})", re.DOTALL
+)
 
 
 def split_fields(template: str) -> list[Text | Field]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ruprompt_fast.errors import ControlTextError, MarkerInFieldError, NotInitializedError, TextFormError, shown
+from ruprompt_fast.errors import ControlTextError, MarkerInFieldError, TextFormError, shown
 from ruprompt_fast.prompts.base_format import Ranges
 from ruprompt_fast.prompts.layout import Layout, Part, Rows, Special, Text
 from ruprompt_fast.prompts.special_tokens import SpecialTokens
@@ -24,8 +25,8 @@ class TextForm:
 
     Raises:
         TextFormError: rows stand before special tokens that the tokenizer adds in front of the whole text, or text
-            stands behind those that it adds at its end.
-        NotInitializedError: the layout names ``<bos>`` or ``<eos>``, and the tokenizer is not known.
+            stands behind those that it adds at its end; or the layout holds special tokens, and the tokenizer reads
+            their texts as text.
     """
 
     def __init__(self, layout: Layout, specials: SpecialTokens | None, marker: str) -> None:
@@ -33,10 +34,12 @@ class TextForm:
         self._marker = marker
         if specials is not None:
             layout = specials.recognize(layout)
+            _check_tokens(layout, specials)
             _check_order(layout, specials)
-        self._layout = Layout(self._written(part) for part in layout.parts)
+        self._layout = Layout(map(_written, layout.parts))
         self._literals = [part.text for part in self._layout.parts if isinstance(part, Text)]
         self._own = [] if specials is None else [found for text in self._literals for found in specials.find(text)]
+        self._stripped = None if specials is None else _stripped_pattern(specials, set(self._own))
 
     def format(self, item: Mapping[str, Any], return_ranges: bool = False) -> str | tuple[str, Ranges]:
         """Fill in the fields, see :meth:`PromptFormat.__call__`.
@@ -50,17 +53,6 @@ class TextForm:
             self._check_markers(text, item)
         self._check_control_text(text, item)
         return (text, layout.ranges(spans)) if return_ranges else text
-
-    def _written(self, part: Part) -> Part:
-        if not isinstance(part, Special):
-            return part
-        if part.name in (LEADING, TRAILING):
-            return Text("")  # the tokenizer adds them
-        if self._specials is not None:
-            return Text(self._specials.token(part.name)[0])
-        raise NotInitializedError(
-            f"the template holds {part.name}, whose text is the tokenizer's: call initialize(tokenizer) or patch()."
-        )
 
     def _check_markers(self, text: str, item: Mapping[str, Any]) -> None:
         if sum(1 for _ in MARKER_PATTERN.finditer(text)) == self._layout.prompt_length:
@@ -78,12 +70,44 @@ class TextForm:
             return
         found = self._specials.find(text)
         if found == self._own:
+            self._check_whitespace(text)
             return
         guilty = [name for name in self._layout.fields if self._specials.find(item[name])]
         raise ControlTextError(
             f"the text of {shown(guilty or list(self._layout.fields))} contains a special token of the tokenizer, "
             f"alone or together with the template's own text: {shown(found)}. The text form cannot tell it from the "
             "token: remove it, or use encode(), where special tokens in fields are plain text."
+        )
+
+    def _check_whitespace(self, text: str) -> None:
+        found = None if self._stripped is None else self._stripped.search(text)
+        if found is not None:
+            raise ControlTextError(
+                f"a field of {shown(list(self._layout.fields))} is empty, or begins or ends with whitespace, beside a "
+                f"special token with which the tokenizer takes whitespace away: {shown(found.group())}. The text form "
+                "cannot keep it: remove it, or use encode(), where it is text."
+            )
+
+
+def _written(part: Part) -> Part:
+    if not isinstance(part, Special):
+        return part
+    return Text("" if part.name in (LEADING, TRAILING) else part.name)  # the tokenizer adds those two
+
+
+def _stripped_pattern(specials: SpecialTokens, own: Collection[str]) -> re.Pattern[str] | None:
+    """Whitespace that is taken away by one of these special tokens; None if none of them does."""
+    before = [rf"\s{re.escape(token)}" for token in own if token in specials.strip_before]
+    behind = [rf"{re.escape(token)}\s" for token in own if token in specials.strip_behind]
+    return re.compile("|".join([*before, *behind])) if before or behind else None
+
+
+def _check_tokens(layout: Layout, specials: SpecialTokens) -> None:
+    own = [part.name for part in layout.parts if isinstance(part, Special) and part.name not in (LEADING, TRAILING)]
+    if own and not specials.are_read:
+        raise TextFormError(
+            f"this prompt has no text form: its template holds the special tokens {shown(own)}, and the tokenizer "
+            "reads their texts as text, because of split_special_tokens. Use prompt.tokenize() or format.encode()."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ruprompt_fast.prompts.marker_tokens import MarkerFlags, flags_of, marker_token, rust_backend
 from ruprompt_fast.prompts.private_tokenizer import PrivateTokenizer, make_private
@@ -36,7 +36,8 @@ class TokenizerState:
         added = {token.content: (token_id, token) for token_id, token in tokenizer.added_tokens_decoder.items()}
         self.markers = {content: token_id for content, (token_id, _) in added.items() if is_marker(content)}
         self._flags = {marker: flags_of(added[marker][1]) for marker in self.markers}
-        self._special_ids = {content: added[content][0] for content in _special_contents(tokenizer, added)}
+        self._special = {content: added[content] for content in _special_contents(tokenizer, added)}
+        self._special_ids = {content: token_id for content, (token_id, _) in self._special.items()}
         self._private: dict[tuple[MarkerFlags, bool], PrivateTokenizer] = {}
         self._specials: SpecialTokens | None = None
         self._placed: weakref.WeakKeyDictionary[Layout, dict[Reading, PlacedLayout]] = weakref.WeakKeyDictionary()
@@ -68,11 +69,14 @@ class TokenizerState:
             behind, alone = private.tokenize([private.special_marker + _PROBE, _PROBE], with_spans=False)
             self._specials = SpecialTokens(
                 self._special_ids,
-                _named_token(tokenizer, tokenizer.bos_token),
-                _named_token(tokenizer, tokenizer.eos_token),
+                tokenizer.bos_token,
+                tokenizer.eos_token,
                 private.leading,
                 private.trailing,
-                behind.ids[1:] != alone.ids,
+                marks_beginning=behind.ids[1:] != alone.ids,
+                are_read=not tokenizer.split_special_tokens,
+                strip_before=frozenset(content for content, (_, token) in self._special.items() if token.lstrip),
+                strip_behind=frozenset(content for content, (_, token) in self._special.items() if token.rstrip),
             )
         return self._specials
 
@@ -111,6 +115,7 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
         processor.__getstate__() if processor is not None else None,
         tokenizer.split_special_tokens,
         tuple(tokenizer.all_special_tokens),
+        (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token),
     )
 
 
@@ -122,7 +127,3 @@ def _special_contents(tokenizer: PreTrainedTokenizerBase, added: Mapping[str, tu
         for content, (_, token) in added.items()
         if (token.special or content in named) and not is_marker(content)
     ]
-
-
-def _named_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> tuple[str, int] | None:
-    return None if text is None else (text, cast(int, tokenizer.convert_tokens_to_ids(text)))

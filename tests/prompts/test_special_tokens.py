@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ruprompt_fast import MultiPrompt, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.errors import ControlTextError, NotInitializedError, TemplateError, TextFormError
+from ruprompt_fast.errors import ControlTextError, NotInitializedError, PromptFileError, TemplateError, TextFormError
 from ruprompt_fast.prompts import Text2TextPreprocessor
 
 FAMILIES = list(BUILDERS)
@@ -224,8 +224,42 @@ class TestTemplates:
         tokenizer.bos_token = None
         with pytest.raises(TemplateError, match="no beginning-of-text token"):
             PromptFormat("<P><bos>{text}", tokenizer=tokenizer)
-        with pytest.raises(TemplateError, match="no beginning-of-text token"):
-            PromptFormat("<P><bos>{text}", "<|P|><bos>{text}").encode({"text": "a"}, tokenizer)
+        tokenizer.bos_token = tokenizer.eos_token  # no other special token than before
+        ids = self.ids("<P><bos>{text}", "", tokenizer)
+        assert ids == [FIRST, tokenizer.eos_token_id]
+
+    def test_a_compiled_template_is_taken_at_its_word(self) -> None:
+        """Files of before keep their meaning: a token that stands in one does not take the place of those added."""
+        tokenizer = shared("byte_level_nfc")
+        [one] = tokenizer("one", add_special_tokens=False).input_ids
+        for compiled, expected in {
+            "<|P|>{text}": [1, FIRST, one],
+            "<s><|P|>{text}": [1, 1, FIRST, one],
+            "<|P|><s>{text}</s>": [1, FIRST, 1, one, 2],
+            "<|P|><|leading|>{text}<s>": [FIRST, 1, one, 1],
+            "<|P|><bos>{text}": [1, FIRST, *tokenizer("<bos>one", add_special_tokens=False).input_ids],
+        }.items():
+            format = PromptFormat("<P>{text}", compiled, tokenizer)
+            assert format.encode({"text": "one"}, tokenizer, FIRST).input_ids == expected
+            assert format.compiled_template == compiled
+
+    @pytest.mark.parametrize(
+        ("template", "compiled"),
+        [
+            ("<P*2><bos>{text}", "<|P|><|P|><|leading|>{text}"),
+            ("<P><s>{text}<eos>", "<|P|><|leading|>{text}</s>"),
+            ("<bos><P>{text}</s>", "<|leading|><|P|>{text}</s>"),
+            ("Q<P>{text}", "Q<|P|>{text}"),
+            ("<P><eos>{text}<bos>", "<|P|><|leading|></s>{text}<s>"),
+        ],
+    )
+    def test_compiled_for_a_tokenizer(self, template: str, compiled: str) -> None:
+        tokenizer = shared("byte_level_nfc")
+        format = PromptFormat(template, tokenizer=tokenizer)
+        assert format.compiled_template == compiled
+        stored = PromptFormat(template, compiled, tokenizer)
+        fields = {"text": "one </s>"}
+        assert stored.encode(fields, tokenizer, FIRST) == format.encode(fields, tokenizer, FIRST)
 
     def test_an_ordinary_word_as_end_token_stays_a_word(self) -> None:
         """Some use the line break as their end token; it is no control token that fields must not hold."""
@@ -245,7 +279,7 @@ class TestTemplates:
         assert tokenizer("one </s>").input_ids == [2, 1]
 
     def test_tokens_that_strip_spaces(self) -> None:
-        """A token that the template holds is added by its id, and takes no space of a field or target."""
+        """A token takes spaces of the template's own text, as the tokenizer reads it, and none of a field or target."""
         tokenizer = copy.deepcopy(shared("byte_level"))
         tokenizer.add_special_tokens({"eos_token": AddedToken("<end>", lstrip=True, rstrip=True, special=True)})
         format = PromptFormat("<P>{text}", tokenizer=tokenizer)
@@ -253,7 +287,15 @@ class TestTemplates:
         example = Text2TextPreprocessor(format, tokenizer, "target")({"text": "one ", "target": "two  "})
         assert example["input_ids"][1:] == [*tokenizer("one two  ").input_ids, tokenizer.eos_token_id]
         said = self.ids("<P>{text}<eos> day", "two  ", tokenizer)
-        assert said == [FIRST, *tokenizer("two  ").input_ids, tokenizer.eos_token_id, *tokenizer(" day").input_ids]
+        assert said == [FIRST, *tokenizer("two  ").input_ids, tokenizer.eos_token_id, *tokenizer("day").input_ids]
+        format = PromptFormat("<P>a <end>\n{text}<end> day", tokenizer=tokenizer)
+        [marker] = format.add_tokens(tokenizer)
+        ids = format.encode({"text": "two"}, tokenizer, FIRST).input_ids
+        assert [marker if i >= FIRST else i for i in ids] == tokenizer(format(text="two")).input_ids
+        beside = PromptFormat("<P><end>{text} day", tokenizer=tokenizer)
+        for form, text in ((format, "two "), (format, " two"), (beside, "")):
+            with pytest.raises(ControlTextError, match="whitespace"):
+                form(text=text)
 
     def test_split_special_tokens_does_not_split_the_end_label(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
@@ -288,8 +330,17 @@ class TestTextForm:
         assert format(text="one") == "<|P|><s>one</s>"
         [marker] = format.add_tokens(tokenizer)
         assert tokenizer(format(text="one")).input_ids[:2] == [marker, 1]
-        with pytest.raises(NotInitializedError, match="whose text is the tokenizer's"):
-            PromptFormat("<P><bos>{text}", "<|P|><bos>{text}")(text="one")
+        assert PromptFormat("<P><bos>{text}", format.compiled_template)(text="one") == "<|P|><s>one</s>"
+
+    def test_a_tokenizer_that_reads_no_special_tokens(self) -> None:
+        tokenizer = copy.deepcopy(shared("byte_level"))
+        tokenizer.split_special_tokens = True
+        with pytest.raises(TextFormError, match="split_special_tokens"):
+            PromptFormat("<P>{text}<eos>", tokenizer=tokenizer)(text="one")
+        format = PromptFormat("<P>{text}", tokenizer=tokenizer)
+        [marker] = format.add_tokens(tokenizer)
+        ids = format.encode({"text": "one </s>"}, tokenizer, FIRST).input_ids
+        assert [marker, *ids[1:]] == tokenizer(format(text="one </s>")).input_ids
 
     @pytest.mark.parametrize("family", ["byte_level_nfc", "metaspace_first", "wordpiece"])
     def test_rows_before_the_leading_tokens_have_none(self, family: str) -> None:
@@ -311,7 +362,7 @@ class TestPrompts:
         expected = prompt.format.encode({"text": "two"}, tokenizer, FIRST)
         prompt.save_pretrained(tmp_path)
         stored = json.loads((tmp_path / "prompt.json").read_text())["format"]["compiled_template"]
-        assert stored == "<|P|><|P|><|leading|>{text}<eos>x"
+        assert stored == "<|P|><|P|><|leading|>{text}" + tokenizer.eos_token + "x"
         loaded = Prompt.from_pretrained(tmp_path)
         assert loaded.format.encode({"text": "two"}, tokenizer, FIRST) == expected
         prompts = MultiPrompt({"it": tmp_path})
@@ -323,6 +374,10 @@ class TestPrompts:
         prompt.save_pretrained(tmp_path)
         content = json.loads((tmp_path / "prompt.json").read_text())
         del content["format"]["compiled_template"]
+        (tmp_path / "prompt.json").write_text(json.dumps(content))
+        with pytest.raises(PromptFileError, match="<bos>"):
+            Prompt.from_pretrained(tmp_path)
+        content["format"]["template"] = "<P*2><|leading|>{text}"
         (tmp_path / "prompt.json").write_text(json.dumps(content))
         ids = Prompt.from_pretrained(tmp_path).format.encode({"text": ""}, tokenizer, FIRST).input_ids
         assert ids == [FIRST, FIRST + 1, tokenizer.bos_token_id]
