@@ -35,6 +35,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Once in a process the library asks for names of its own to put into its headers, whatever is loaded.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     yield callers
     server.shutdown(socket.SHUT_RDWR)
     server.close()
@@ -93,7 +95,7 @@ def test_nor_is_what_begins_with_a_folder_or_ends_with_a_slash(
 def test_what_may_be_an_id_is_asked_for_with_one_retry(hub: list[int], load: Callable[[str], None], name: str) -> None:
     with pytest.raises(HubError, match="no such folder"):
         load(name)
-    assert 2 <= len(hub) < 6  # the library by itself asks six times for every file
+    assert len(hub) == 2  # the library by itself asks six times for every file
 
 
 def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
