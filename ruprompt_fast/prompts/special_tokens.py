@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
@@ -96,7 +96,11 @@ class SpecialTokens:
 
     def find(self, text: str) -> list[str]:
         """The special tokens that the tokenizer finds in a text."""
-        return _pattern(tuple(self.ids)).findall(text) if self.ids and self.are_read else []
+        return self.spelled_in([text]) if self.are_read else []
+
+    def spelled_in(self, texts: Iterable[str]) -> list[str]:
+        """The special tokens whose texts stand in these texts."""
+        return [name for text in texts for name in _pattern(tuple(self.ids)).findall(text)] if self.ids else []
 
     def compile(self, layout: Layout) -> Layout:
         """The layout of a new template, with this tokenizer's own tokens.

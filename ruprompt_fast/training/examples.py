@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ruprompt_fast.errors import RupromptError, TaskError
+from ruprompt_fast.errors import RupromptError, TaskError, shown
 from ruprompt_fast.prompts import PromptFormat
 from ruprompt_fast.prompts.encoding import row_ids
 from ruprompt_fast.prompts.layout import Layout, Rows
 from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
 from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_decoder_targets, tokenize_with_targets
+from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
 from ruprompt_fast.routing import context_length
 from ruprompt_fast.training.label_words import LabelWords
 from ruprompt_fast.training.task import Task
@@ -61,7 +62,8 @@ class ExampleEncoder:
         num_deep_rows: for a deep prompt how many positions its keys and values take; its rows are not among the ids.
 
     Raises:
-        TaskError: the task is not the format's, or not possible with this kind of model.
+        TaskError: the task is not the format's, or not possible with this kind of model; or its target's template
+            spells a special token.
         LabelError: label words without tokens, or two that begin with the same token.
     """
 
@@ -81,6 +83,7 @@ class ExampleEncoder:
                 f"the task's template {task.template!r} has the fields {list(task.fields)}, the prompt's format "
                 f"{format.template!r} has {list(format.fields)}; describe the task with the prompt's own template."
             )
+        _check_target(task, tokenizer)
         self.task = task
         self._tokenizer = tokenizer
         self._prompt_index = prompt_index
@@ -200,6 +203,16 @@ class ExampleEncoder:
             candidates=[],
             class_of=[],
             gold=-1,
+        )
+
+
+def _check_target(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse special tokens in a target's template, which would be trained as the characters of their names."""
+    found = tokenizer_state(tokenizer).specials(tokenizer).spelled_in(task.target_texts)
+    if found:
+        raise TaskError(
+            f"the target {shown(task.target)} spells the special token {shown(found[0])}; a target is data, and the "
+            "end-of-text token is added behind it. Leave it out."
         )
 
 

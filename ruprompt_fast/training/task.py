@@ -91,6 +91,11 @@ class Task:
         return () if self.target_template is None else field_names(_text_parts(self.target_template))
 
     @property
+    def target_texts(self) -> list[str]:
+        """The literal texts of the target."""
+        return [part.text for part in _text_parts(self.target_template or "") if isinstance(part, Text)]
+
+    @property
     def required_columns(self) -> tuple[str, ...]:
         """The columns that every row needs, each once."""
         names = [self.columns.get(name, name) for name in (*self.fields, *self.target_fields)]

@@ -214,6 +214,14 @@ class TestSpecialTokens:
         start = expected.index("")
         assert example["labels"] == [*expected[:start], *plain("б</s>"), *expected[start + 1 :]]
 
+    @pytest.mark.parametrize("target", ["{out}</s>", "<s> {out}"])
+    def test_a_target_spells_no_special_token(self, target: str) -> None:
+        """It would be trained as the characters of the token's name."""
+        task = Task("<P>{text}", target=target)
+        for family in ("gpt2", "t5"):
+            with pytest.raises(TaskError, match="a target is data, and the end-of-text token is added"):
+                self.encode(task, with_special_tokens("", "</s>"), family)
+
     def test_the_end_label_is_one_token(self) -> None:
         tokenizer = with_special_tokens("", "")
         tokenizer.split_special_tokens = True
