@@ -20,6 +20,7 @@ from ruprompt_fast.engine.loading import (
     load_model,
     load_tokenizer,
     sources_of,
+    unwrapped,
     weight_dtype_of,
 )
 from ruprompt_fast.engine.progress import progress_bar
@@ -45,14 +46,15 @@ class FastPromptModel(ServedModel):
     Args:
         model: a transformers model; it is put into evaluation mode, its input embedding is replaced by
             :class:`~ruprompt_fast.embedding.SplicedEmbedding`, and where the engine runs it, its frozen linear layers
-            by packed ones (:meth:`detach` undoes both).
+            by packed ones (:meth:`detach` undoes both). Of PEFT's wrapper of a model, the model in it is taken, with
+            the adapters in its layers.
         tokenizer: the model's tokenizer; it is not changed.
         options: how much the engine may take.
 
     Raises:
         AlreadyAttachedError: prompts are attached to the model already.
-        UnsupportedModelError: this is no model or tokenizer, or the model cannot generate or has no table of token
-            embeddings.
+        UnsupportedModelError: this is no model or tokenizer, or a wrapper with a soft prompt of PEFT's; or the model
+            cannot generate, or has no table of token embeddings in memory.
         SettingError: ``options`` is something else.
     """
 
@@ -75,7 +77,7 @@ class FastPromptModel(ServedModel):
         """Load a model and its prompts.
 
         Args:
-            model: a transformers model, a folder, or a hub id.
+            model: a transformers model, or PEFT's wrapper of one with adapters in its layers, a folder, or a hub id.
             prompts: prompts by name.
             tokenizer: a tokenizer, a folder, or a hub id; None takes the model's.
             dtype: the weights' dtype; None takes the file's on a GPU and float32 on a CPU. A model given as an object
@@ -113,9 +115,9 @@ class FastPromptModel(ServedModel):
         sources = sources_of(prompts)
         loaded = {name: load_prompt(source) for name, source in sources.items()}
         is_object = not isinstance(model, (str, os.PathLike))
-        network: Any = model if is_object else load_model(model, weight_dtype, target)
+        network: Any = unwrapped(model) if is_object else load_model(model, weight_dtype, target)
         was_training = getattr(network, "training", False)
-        served = cls(network, load_tokenizer(model, tokenizer), options=options)
+        served = cls(network, load_tokenizer(network if is_object else model, tokenizer), options=options)
         try:
             for name, prompt in loaded.items():
                 served.add_prompt(name, prompt)

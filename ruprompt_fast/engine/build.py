@@ -129,6 +129,8 @@ def build_engine(
         if embedding.weight.device.type != "cpu":
             where = embedding.weight.device
             raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {where}.")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UnsupportedModelError("weights of the model are offloaded, and brought in anew at every call.")
         if packed is not None:
             packed = packed.packed_anew(thorough)
         layers = probe(model, embedding)

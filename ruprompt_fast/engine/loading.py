@@ -21,8 +21,26 @@ _INT8 = "int8"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
+def unwrapped(model: object) -> object:
+    """What a PEFT wrapper is around, with the adapters that it has put into the layers; any other object is itself.
+
+    Raises:
+        UnsupportedModelError: the wrapper puts rows of its own before the text, which the model in it does not have.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds a soft prompt of PEFT's, which is served as a prompt: save it, read its "
+            "folder with Prompt.from_pretrained(), and give the model alone, which get_base_model() returns."
+        )
+    return model.get_base_model()
+
+
 def check_served(model: object, tokenizer: object, options: object) -> None:
-    """Refuse what is no model, no tokenizer or no options.
+    """Refuse what is no model, or none with numbers, no tokenizer or no options.
 
     Raises:
         UnsupportedModelError, SettingError: see above.
@@ -30,10 +48,13 @@ def check_served(model: object, tokenizer: object, options: object) -> None:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(model, PreTrainedModel):
-        is_wrapper = hasattr(model, "get_base_model")
-        advice = " Give what its get_base_model() returns: adapters stay in the layers." if is_wrapper else ""
         raise UnsupportedModelError(
-            f"model must be a transformers model, a folder or a hub id; found {type(model).__name__}.{advice}"
+            f"model must be a transformers model, a folder or a hub id; found {type(model).__name__}."
+        )
+    if getattr(getattr(model.get_input_embeddings(), "weight", None), "is_meta", False):
+        raise UnsupportedModelError(
+            "the model's token table has no numbers (its device is 'meta'). Load the model with its weights; if parts "
+            "of it are offloaded, keep the token table in memory (device_map)."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UnsupportedModelError(

@@ -1,17 +1,21 @@
-"""The module that stands for a frozen linear layer while its weight is packed."""
+"""The modules that stand for frozen linear layers while their weights are packed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.engine.lending import Lending
 from ruprompt_fast.errors import FrozenLayerError
 from ruprompt_fast.ops.int8_linear import Int8Weight, can_quantize
 from ruprompt_fast.ops.packed_linear import Activation, PackedWeight, PlainWeight, can_pack
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LinearWeight: TypeAlias = Int8Weight | PackedWeight | PlainWeight
 
@@ -23,8 +27,8 @@ def pack_weight(weight: Tensor, *, int8: bool = False) -> LinearWeight:
     return PackedWeight(weight) if weight.numel() and can_pack(weight.dtype, weight.device) else PlainWeight(weight)
 
 
-class PackedLinear(nn.Module):
-    """A frozen ``nn.Linear`` or transformers ``Conv1D``: the same function, from a packed weight.
+class PackedLayer(nn.Module):
+    """A frozen linear layer: the same function, from a packed weight.
 
     It has no parameter ``weight``. The attribute of that name, the state dict and what ``save_pretrained`` writes give
     the weight in plain form, unpacked on demand (or the other module's own, where the two are tied). Assigning to it,
@@ -33,14 +37,14 @@ class PackedLinear(nn.Module):
     it is due. An int8 weight that is not tied comes back as what it stands for, ``value * scale``: the rest is gone.
 
     Args:
-        weight: [out_features, in_features], or for ``transposed`` layers [in_features, out_features].
+        weight: [out_features, in_features], or of a ``transposed`` class [in_features, out_features].
         bias: [out_features], or None; it is kept as it is.
-        transposed: whether the layer is a ``Conv1D``.
         activation: what is applied to the output, in the same pass.
         int8: whether the weight is rounded to int8, with one scale per output channel.
         tied: whether the weight is another module's parameter too, which is then what the attribute ``weight`` gives.
     """
 
+    transposed: ClassVar[bool]
     bias: nn.Parameter | None
 
     def __init__(
@@ -48,14 +52,12 @@ class PackedLinear(nn.Module):
         weight: Tensor,
         bias: nn.Parameter | None = None,
         *,
-        transposed: bool = False,
         activation: Activation | None = None,
         int8: bool = False,
         tied: bool = False,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of the layer it stands for, which would make a weight
         self.register_parameter("bias", bias)
-        self.transposed = transposed
         self.activation = activation
         self.int8 = int8
         # In a tuple, so that it is no parameter of this module.
@@ -63,15 +65,14 @@ class PackedLinear(nn.Module):
         self._lending = Lending()
         self._pack(weight)
 
-    @classmethod
-    def like(cls, other: PackedLinear, activation: Activation | None) -> PackedLinear:
-        """A layer with the same weight and bias, which shares their memory, and another activation."""
-        layer = cls.__new__(cls)
+    def with_activation(self, activation: Activation | None) -> Self:
+        """A layer with the same weight and bias, which shares their memory, and this activation."""
+        layer = type(self).__new__(type(self))
         nn.Module.__init__(layer)
-        layer.register_parameter("bias", other.bias)
-        layer.transposed, layer.activation, layer.int8 = other.transposed, activation, other.int8
-        layer._tied, layer._lending, layer._weight = other._tied, other._lending, other._weight
-        layer.out_features, layer.in_features = other.out_features, other.in_features
+        layer.register_parameter("bias", self.bias)
+        layer.activation, layer.int8 = activation, self.int8
+        layer._tied, layer._lending, layer._weight = self._tied, self._lending, self._weight
+        layer.out_features, layer.in_features = self.out_features, self.in_features
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class PackedLinear(nn.Module):
             self._weight = pack_weight(weight.detach().t() if self.transposed else weight.detach(), int8=self.int8)
         self.out_features, self.in_features = self._weight.shape
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.is_written:
             self._pack(self.weight)
@@ -200,3 +201,27 @@ class PackedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"activation={self.activation}, weight={type(self._weight).__name__}, dtype={self._weight.dtype}"
         )
+
+    __repr__ = nn.Module.__repr__  # Conv1D's would read attributes that only it has
+
+
+class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc, override]
+    """Stands for an ``nn.Linear``, and is one to code that asks, such as what puts adapters around layers."""
+
+    transposed = False
+
+
+class PackedConv1D(PackedLayer, Conv1D):  # type: ignore[misc]
+    """Stands for transformers' ``Conv1D``."""
+
+    transposed = True
+
+    @property
+    def nf(self) -> int:
+        """Width of the output."""
+        return self.out_features
+
+    @property
+    def nx(self) -> int:
+        """Width of the input."""
+        return self.in_features

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.engine.lending import ReleasedWeight
 from ruprompt_fast.engine.packable import dropouts, has_hooks, linear_places, reason_to_skip
-from ruprompt_fast.engine.packed_layer import LinearWeight, PackedLinear
+from ruprompt_fast.engine.packed_layer import LinearWeight, PackedConv1D, PackedLayer, PackedLinear
 from ruprompt_fast.errors import FrozenLayerError
 from ruprompt_fast.ops.packed_linear import Activation
 from ruprompt_fast.routing.activations import OnePassActivation, fused_pairs, slow_activations
@@ -51,13 +51,13 @@ class _Replacement:
     released: ReleasedWeight | None = None
 
     @property
-    def layer(self) -> PackedLinear | None:
+    def layer(self) -> PackedLayer | None:
         """The packed layer, if it is one."""
-        return self.standing if isinstance(self.standing, PackedLinear) else None
+        return self.standing if isinstance(self.standing, PackedLayer) else None
 
     def sees_write(self) -> bool:
         """Whether the plain form of a packed weight was written to."""
-        return isinstance(self.standing, PackedLinear) and self.standing.is_written
+        return isinstance(self.standing, PackedLayer) and self.standing.is_written
 
     def is_unchanged(self, thorough: bool) -> bool:
         """Whether the packed weight is still that of the model."""
@@ -86,7 +86,7 @@ class PackedModel:
     @property
     def num_bytes(self) -> int:
         """Bytes of memory that the packed weights take."""
-        return sum(layer.num_bytes for layer in self.model.modules() if isinstance(layer, PackedLinear))
+        return sum(layer.num_bytes for layer in self.model.modules() if isinstance(layer, PackedLayer))
 
     @property
     def released(self) -> list[Tensor]:
@@ -125,7 +125,7 @@ class PackedModel:
         """
         self._check_released()
         replacements, self._replacements = self._replacements, []
-        kept: dict[int, PackedLinear] = {}
+        kept: dict[int, PackedLayer] = {}
         for each in replacements:
             if each.layer is not None and each.is_unchanged(thorough):
                 each.original.register_parameter("bias", each.layer.bias)
@@ -158,7 +158,7 @@ class PackedModel:
 
 
 def pack_model(model: PreTrainedModel, *, int8: bool = False) -> PackedModel:
-    """Replace every linear layer (``nn.Linear``, ``Conv1D``) of a model by a :class:`PackedLinear`, for inference.
+    """Replace every linear layer (``nn.Linear``, ``Conv1D``) of a model by a :class:`PackedLayer`, for inference.
 
     The plain weights are released: a parameter that somebody holds keeps its shape, reads as NaN and cannot be written
     to. The output layer is packed too; where its weight is the token table, that table stays, because rows are read
@@ -177,7 +177,7 @@ def pack_model(model: PreTrainedModel, *, int8: bool = False) -> PackedModel:
     return _pack(model, int8, {})
 
 
-def _pack(model: PreTrainedModel, int8: bool, kept: dict[int, PackedLinear]) -> PackedModel:
+def _pack(model: PreTrainedModel, int8: bool, kept: dict[int, PackedLayer]) -> PackedModel:
     """Pack a model; layers whose identities are in ``kept`` have no plain weight, but these packed ones."""
     handle = PackedModel(model, int8)
     try:
@@ -190,7 +190,7 @@ def _pack(model: PreTrainedModel, int8: bool, kept: dict[int, PackedLinear]) -> 
     return handle
 
 
-def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLinear]) -> None:
+def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLayer]) -> None:
     model = handle.model
     fusions = {
         (id(pair.parent), pair.linear): pair
@@ -215,7 +215,7 @@ def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLinear])
         if before is None:
             layer = _packed(place.module, activation, int8, tied=id(weight) in in_use)
         else:
-            layer = PackedLinear.like(before, activation)
+            layer = before.with_activation(activation)
         released = None
         if id(weight) not in in_use and is_last:
             if before is None:
@@ -243,10 +243,9 @@ def _parameters_in_use(model: nn.Module, packed_ids: set[int]) -> set[int]:
     }
 
 
-def _packed(module: nn.Linear | Conv1D, activation: Activation | None, int8: bool, tied: bool) -> PackedLinear:
-    return PackedLinear(
-        module.weight, module.bias, transposed=type(module) is Conv1D, activation=activation, int8=int8, tied=tied
-    )
+def _packed(module: nn.Linear | Conv1D, activation: Activation | None, int8: bool, tied: bool) -> PackedLayer:
+    kind = PackedConv1D if type(module) is Conv1D else PackedLinear
+    return kind(module.weight, module.bias, activation=activation, int8=int8, tied=tied)
 
 
 def _put_back(model: nn.Module, replacements: Sequence[_Replacement]) -> None:
@@ -276,7 +275,7 @@ def _restore(each: _Replacement) -> None:
     _fill(original, {id(original): layer})
 
 
-def _fill(original: nn.Linear | Conv1D, layers: dict[int, PackedLinear]) -> None:
+def _fill(original: nn.Linear | Conv1D, layers: dict[int, PackedLayer]) -> None:
     layer = layers.get(id(original))
     if layer is None:
         return

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
 from ruprompt_fast.engine.build import EngineOptions
 from ruprompt_fast.engine.calls import CallReader
 from ruprompt_fast.engine.dispatch import Dispatcher
-from ruprompt_fast.engine.loading import check_served
+from ruprompt_fast.engine.loading import check_served, unwrapped
 from ruprompt_fast.engine.merging import own_settings
 from ruprompt_fast.engine.registry import LoadedPrompt, PromptRegistry
 from ruprompt_fast.engine.stats import ModelStats
@@ -45,6 +45,7 @@ class ServedModel:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, options: EngineOptions | None = None
     ) -> None:
         options = EngineOptions() if options is None else options
+        model = cast("PreTrainedModel", unwrapped(model))
         check_served(model, tokenizer, options)
         if isinstance(model.get_input_embeddings(), SplicedEmbedding):
             raise AlreadyAttachedError(

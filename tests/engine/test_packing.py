@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
-from ruprompt_fast.engine.packed_layer import PackedLinear
+from ruprompt_fast.engine.packed_layer import PackedConv1D, PackedLayer, PackedLinear
 from ruprompt_fast.engine.packing import pack_model
 from ruprompt_fast.errors import FrozenLayerError, TensorArgumentError
 from ruprompt_fast.ops.int8_linear import Int8Weight
@@ -77,7 +77,7 @@ def test_every_linear_layer_is_packed(family: str) -> None:
     handle = pack_model(model)
     assert sorted(handle.packed) == sorted(linear)
     assert not handle.skipped
-    assert all(isinstance(model.get_submodule(name), PackedLinear) for name in linear)
+    assert all(isinstance(model.get_submodule(name), PackedLayer) for name in linear)
     packed_numbers = sum(model.get_submodule(name).weight.numel() for name in linear)
     assert handle.num_bytes == 4 * packed_numbers
 
@@ -105,7 +105,7 @@ def test_activations_are_fused() -> None:
     for family, activation in fused.items():
         model = tiny_model(family)
         pack_model(model)
-        found = [m.activation for m in model.modules() if isinstance(m, PackedLinear) and m.activation]
+        found = [m.activation for m in model.modules() if isinstance(m, PackedLayer) and m.activation]
         assert found == [activation] * 2, family
 
 
@@ -260,7 +260,7 @@ def test_gradients_are_refused() -> None:
 
 
 def test_bad_inputs_are_named() -> None:
-    layer = PackedLinear(torch.ones(5, 3), transposed=True)
+    layer = PackedConv1D(torch.ones(5, 3))
     assert (layer.in_features, layer.out_features) == (5, 3)
     with pytest.raises(TensorArgumentError, match=r"the input must be \[\.\.\., 5\]"):
         layer(torch.ones(2, 4))

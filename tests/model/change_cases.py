@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.engine.packed_layer import PackedLinear
+from ruprompt_fast.engine.packed_layer import PackedLayer
 
 Change = Callable[[PreTrainedModel], Any]
 
-_LINEARS = (nn.Linear, Conv1D, PackedLinear)
+_LINEARS = (nn.Linear, Conv1D, PackedLayer)
 
 
 class Adapter(nn.Module):
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
         self.base_layer = base
         width = base.weight.shape[0] if isinstance(base, Conv1D) else base.weight.shape[1]
         outputs = base.weight.shape[1] if isinstance(base, Conv1D) else base.weight.shape[0]
-        if isinstance(base, PackedLinear):
+        if isinstance(base, PackedLayer):
             width, outputs = base.in_features, base.out_features
         generator = torch.Generator().manual_seed(7)
         self.lora_A = nn.Parameter(torch.randn(4, width, generator=generator).to(base.weight.dtype))
