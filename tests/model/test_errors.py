@@ -99,6 +99,10 @@ def test_non_finite_rows(served: FastPromptModel, prompts: dict[str, Prompt]) ->
         rows[1, 2] = float("nan")
     with pytest.raises(errors.NonFiniteRowsError, match="'short'"):
         served.add_prompt("short", prompts["short"])
+    with pytest.raises(errors.NonFiniteRowsError, match="'short'"):  # it is loaded, and has such rows now
+        served.generate("а", prompt="short", max_new_tokens=2)
+    with torch.no_grad():
+        rows[1, 2] = 0.0
     assert served.generate("а", prompt="short", max_new_tokens=2)
 
 
