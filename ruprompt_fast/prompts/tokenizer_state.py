@@ -106,7 +106,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> TokenizerState:
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
-    """Changes when ids may come out differently; cheap enough for every call (about a microsecond)."""
+    """Changes when ids may come out differently; cheap enough for every call (a few microseconds)."""
     backend = rust_backend(tokenizer)
     processor = backend.post_processor if backend is not None else None
     return (
@@ -115,7 +115,7 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
         processor.__getstate__() if processor is not None else None,
         tokenizer.split_special_tokens,
         tuple(tokenizer.all_special_tokens),
-        (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token),
+        tuple(tokenizer.special_tokens_map.items()),  # one token may have several roles
     )
 
 
