@@ -66,7 +66,7 @@ class SplicedEmbedding(nn.Module):
         slots: the prompts, in the order of their rows.
 
     Raises:
-        UnsupportedModelError: ``original`` has no two-dimensional ``weight``.
+        UnsupportedModelError: ``original`` has no two-dimensional ``weight``, or modules inside.
         PromptMismatchError: a provider's rows have another shape than its slot or the embedding says.
     """
 
@@ -81,6 +81,12 @@ class SplicedEmbedding(nn.Module):
             raise UnsupportedModelError(
                 f"the input embedding must have a weight of [tokens, width]; found {type(original).__name__}. "
                 "Soft prompts need a model that embeds its tokens with one table."
+            )
+        # Whoever switches or merges an adapter looks for it among the model's modules, where the original is not.
+        if any(True for _ in original.children()):
+            raise UnsupportedModelError(
+                f"the input embedding must be a plain table; found {type(original).__name__} with an adapter or "
+                "another layer in it. Merge it into the table first (PEFT: merge_and_unload())."
             )
         self.weight = weight
         self.first_prompt_id = max(weight.shape[0], first_prompt_id or 0)

@@ -106,13 +106,14 @@ class BaseModel:
             return "other"
         length = min(len(self.fingerprint), len(other.fingerprint))
         ours, theirs = (_numbers(one.fingerprint[:length]) for one in (self, other))
+        finite = np.isfinite(ours) & np.isfinite(theirs)
+        ours, theirs = ours[finite], theirs[finite]
         if len(ours) < _LEAST:
             return "unsure"
         if np.allclose(ours, theirs, rtol=_TOLERANCE, atol=_SMALLEST):
             return "same" if self.model_type == other.model_type else "unsure"
         scale = np.linalg.norm(ours) * np.linalg.norm(theirs)
-        is_comparable = np.isfinite(scale) and scale > 0
-        return "unsure" if not is_comparable or ours @ theirs > _ALIKE * scale else "other"
+        return "unsure" if scale == 0 or ours @ theirs > _ALIKE * scale else "other"
 
     def __str__(self) -> str:
         return f"{self.model_type} of width {self.width} with {self.vocab_size} tokens"

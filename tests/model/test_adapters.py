@@ -158,3 +158,40 @@ def test_peft_models(family: str) -> None:
     learner = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UnsupportedModelError, match=r"Prompt\.from_pretrained"):
         serve(learner, prompts)
+
+
+class AdaptedTable(nn.Module):
+    """A token table with an adapter beside it."""
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__()
+        self.base_layer, self.adapter = base, nn.Embedding(*base.weight.shape)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.base_layer.weight
+
+    def forward(self, ids: Any) -> Any:
+        return self.base_layer(ids) + self.adapter(ids)
+
+
+def test_adapters_of_the_token_table_have_to_be_merged_first() -> None:
+    model = sharp_model("gpt2")
+    [prompt, *_] = prompts_for(model).values()
+    table = model.get_input_embeddings()
+    model.set_input_embeddings(AdaptedTable(table))
+    with pytest.raises(UnsupportedModelError, match=r"AdaptedTable.*Merge it"):
+        FastPromptModel.from_pretrained(model, tokenizer=tiny_tokenizer())
+    with pytest.raises(UnsupportedModelError, match=r"AdaptedTable.*Merge it"):
+        prompt.patch(model, tiny_tokenizer())
+    assert isinstance(model.get_input_embeddings(), AdaptedTable)
+    model.set_input_embeddings(table)
+    assert FastPromptModel.from_pretrained(model, tokenizer=tiny_tokenizer()).stats().path == "engine"
+
+
+def test_a_peft_adapter_of_the_token_table_is_served_when_it_is_merged() -> None:
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    wrapped = peft.get_peft_model(sharp_model("llama"), peft.LoraConfig(r=4, target_modules=["embed_tokens"]))
+    with pytest.raises(UnsupportedModelError, match=r"merge_and_unload\(\)"):
+        FastPromptModel.from_pretrained(wrapped, tokenizer=tiny_tokenizer())
+    assert FastPromptModel.from_pretrained(wrapped.merge_and_unload(), tokenizer=tiny_tokenizer())
