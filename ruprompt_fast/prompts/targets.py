@@ -43,6 +43,12 @@ class TextWithTarget:
     prefix_len: int
     spans: Mapping[str, TokenSpan]
 
+    def begin_with(self, token_ids: Sequence[int]) -> None:
+        """Put these ids in front of a target before which nothing stands."""
+        self.input_ids[:0] = token_ids
+        self.target_start += len(token_ids)
+        self.target_stop += len(token_ids)
+
     def cut(self, max_tokens: int | None, field: str | None) -> None:
         """Cut the end of a field off, as far as the text is longer than ``max_tokens``; nothing else is ever cut.
 

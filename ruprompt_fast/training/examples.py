@@ -158,6 +158,8 @@ class ExampleEncoder:
         return examples
 
     def _causal(self, text: TextWithTarget) -> Example:
+        if self.task.objective == "text2text" and text.target_start == 0:
+            text.begin_with(self._empty_text())
         text.cut(self._max_tokens, self.task.truncation_field)
         ids = text.input_ids
         start = text.target_start if self.task.objective == "text2text" else text.fields_start

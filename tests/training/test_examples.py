@@ -59,6 +59,16 @@ def test_style_labels_the_fields_and_no_rows() -> None:
     assert example["labels"][6:8] == ids("аб")
 
 
+def test_a_deep_prompt_generates_a_whole_target_behind_an_empty_text() -> None:
+    """It is served with a beginning-of-text token then, which gives the target's first token."""
+    task = Task("<P*2>{text}", target="{out}")
+    [example] = encode(task, {"text": "", "out": "вг"}, num_deep_rows=2)
+    assert example["input_ids"] == [TOKENIZER.bos_token_id, *ids("вг"), EOS]
+    assert example["labels"] == [IGNORED_LABEL, *ids("вг"), EOS]
+    with pytest.raises(ContextLengthError):
+        encode(Task("<P*2>{text}", target="{out}", max_tokens=5), {"text": "", "out": "вг"}, num_deep_rows=2)
+
+
 def test_style_without_fields_has_the_text_as_target() -> None:
     [example] = encode(Task("<s><P*2>", "style"), {"text": "аб"})
     assert example["input_ids"] == [*ids("<s>"), *rows(0, 1), *ids("аб"), EOS]
