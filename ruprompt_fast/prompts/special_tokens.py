@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ruprompt_fast.errors import TemplateError
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, Slot, Special, Text, Tokens
-from ruprompt_fast.prompts.template import BEGIN, LEADING, TRAILING
+from ruprompt_fast.prompts.template import BEGIN, END, LEADING, TRAILING
 
 ROWS_FIRST_BY_DEFAULT = True
 """Whether new prompts stand before the tokenizer's leading special tokens, as PEFT's do, rather than behind them."""
@@ -70,9 +70,9 @@ class SpecialTokens:
         """
         if name in self.ids:  # also a tokenizer's own <eos>, which need not be the one that ends its texts
             return name
-        token = self.begin if name == BEGIN else self.end
+        token = {BEGIN: self.begin, END: self.end}.get(name)
         if token is None or token not in self.ids:
-            what = "beginning-of-text" if name == BEGIN else "end-of-text"
+            what = {BEGIN: "beginning-of-text", END: "end-of-text"}.get(name, "such special")
             raise TemplateError(
                 f"the template holds {name}, and the tokenizer has no {what} token. Set it on the tokenizer, or leave "
                 f"{name} out."
@@ -80,10 +80,14 @@ class SpecialTokens:
         return token
 
     def ids_of(self, part: Special) -> tuple[int, ...]:
-        """The ids that a part of a compiled template stands for."""
+        """The ids that a part of a compiled template stands for.
+
+        Raises:
+            TemplateError: the tokenizer has no such token; the template was compiled for another one.
+        """
         if part.name == LEADING:
             return self.leading
-        return self.trailing if part.name == TRAILING else (self.ids[part.name],)
+        return self.trailing if part.name == TRAILING else (self.ids[self.token(part.name)],)
 
     def recognize(self, layout: Layout) -> Layout:
         """The layout with the special tokens as such that its texts spell out.

@@ -228,6 +228,11 @@ class TestTemplates:
         ids = self.ids("<P><bos>{text}", "", tokenizer)
         assert ids == [FIRST, tokenizer.eos_token_id]
 
+    def test_a_tokenizer_that_the_template_was_not_compiled_for(self) -> None:
+        format = PromptFormat("<P><eos>{text}", tokenizer=shared("byte_level"))
+        with pytest.raises(TemplateError, match="</s>, and the tokenizer has no such special token"):
+            format.encode({"text": "one"}, shared("wordpiece"), FIRST)
+
     def test_a_compiled_template_is_taken_at_its_word(self) -> None:
         """Files of before keep their meaning: a token that stands in one does not take the place of those added."""
         tokenizer = shared("byte_level_nfc")
