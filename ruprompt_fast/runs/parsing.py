@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError
+from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError, shown
 from ruprompt_fast.runs.parser_messages import in_our_words
 from ruprompt_fast.runs.task_files import TASK_FILES, configs_of
 from ruprompt_fast.runs.yaml_files import read_yaml
@@ -106,6 +106,7 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
             _check_file(Path(value), kind)
         else:
             _check_key(key.removesuffix("+"), kind)
+            _check_section(key, value, kind)
         yield f"--{key}={value}"
 
 
@@ -152,6 +153,20 @@ def _check_key(key: str, kind: Any, source: str = "") -> None:
             )
         kind = get_type_hints(kind)[part]
         place = f"{place}.{part}" if place else part
+
+
+def _check_section(key: str, value: str, kind: Any) -> None:
+    """Refuse one value for a key that stands for several; they may come from a file or be written as a mapping."""
+    for part in key.split("."):
+        if not is_dataclass(kind):
+            return
+        kind = get_type_hints(kind).get(part)
+    if is_dataclass(kind) and not value.lstrip().startswith("{") and not Path(value).is_file():
+        known = [field.name for field in fields(kind)]
+        raise ConfigError(
+            f"{key} has the keys {', '.join(known)}; found {shown(value)} for all of them. Write "
+            f"{key}.{known[0]}=VALUE, or the path of a YAML file that has them."
+        )
 
 
 def _elsewhere(name: str, kind: Any) -> str:
