@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ruprompt_fast.errors import ConfigError, shown
+from ruprompt_fast.training.compressed import COMPRESSIONS
 from ruprompt_fast.training.data import OnBadRow
 from ruprompt_fast.training.row_format import Quoting, RowFormat
+from ruprompt_fast.training.sources import is_row_file
 
 
 @dataclass
@@ -132,7 +134,15 @@ class GenerateConfig:
         RowFormat(self.delimiter, self.quoting, self.encoding)
         if not Path(self.output).name:
             raise ConfigError(f"output must name a file; found {shown(str(self.output))}.")
+        _check_can_hold_lines(Path(self.output))
         _check_numbers(self.batch_size, self.seed)
+
+
+def _check_can_hold_lines(output: Path) -> None:
+    """Refuse a name that says that something else than plain JSON lines is in the file."""
+    suffix = output.suffix.lower()
+    if suffix in COMPRESSIONS or (suffix != ".jsonl" and is_row_file(output)):
+        raise ConfigError(f"output must name a .jsonl file: JSON lines are written; found {shown(output.name)}.")
 
 
 def _check_numbers(batch_size: int, seed: int) -> None:
