@@ -16,7 +16,8 @@ from ruprompt_fast.engine.packing import pack_model
 from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.layout import field_names
+from ruprompt_fast.prompts.layout import Rows, RowsFromText, field_names
+from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
 from ruprompt_fast.prompts.template import parse_template
 from ruprompt_fast.training.attaching import attach_for_training, collect_prompts, detach, make_encoders
 from ruprompt_fast.training.datasets import encode_rows
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from ruprompt_fast.training.examples import Example
     from ruprompt_fast.training.runners import Runner
     from ruprompt_fast.training.task import Task
+
+# Text in front of it and behind it is tokenized apart, as on both sides of a prompt's rows.
+_BOUNDARY = "<P*1>"
 
 _MIN_PARTS = 50
 """Parts of the rows that a comparison draws from, where there are so many rows."""
@@ -101,9 +105,14 @@ def loss_of_text(
 ) -> TaskLoss:
     """As :func:`teacher_forced_loss`, with a template without soft rows in the prompt's place.
 
+    The targets have the tokens that they have behind the prompt, where the losses can be compared.
+
     Raises:
         ContextLengthError: a row does not fit.
     """
+    ends_in_rows = isinstance(parse_template(task.template)[-1], Rows | RowsFromText)
+    if ends_in_rows and task.objective != "classification" and not model.config.is_encoder_decoder:
+        template += _BOUNDARY
     fields = field_names(parse_template(template))
     known = {*fields, *task.target_fields}
     plain = replace(
@@ -117,10 +126,25 @@ def loss_of_text(
     embedding = attach_prompts(model, [], len(tokenizer))
     try:
         encoder = ExampleEncoder(plain, format, tokenizer, model_config=model.config, first_row_id=len(tokenizer))
-        items = [[example] for example in encoder.encode(rows)]
+        items = [[_without_rows(example, len(tokenizer))] for example in encoder.encode(rows)]
         return _loss(model, make_runner(model, embedding, [None]), items, rows, batch_size)
     finally:
         detach_prompts(model)
+
+
+def _without_rows(example: Example, first_row_id: int) -> Example:
+    """An example whose soft rows only kept the tokens on both sides of them apart."""
+    ids, labels = example["input_ids"], example["labels"]
+    kept = [place for place, token in enumerate(ids) if token < first_row_id]
+    if len(kept) == len(ids):
+        return example
+    return {
+        **example,
+        "input_ids": [ids[place] for place in kept],
+        # Nothing stands before the first id to generate it from.
+        "labels": [labels[place] if number else IGNORED_LABEL for number, place in enumerate(kept)],
+        "prefix_len": sum(place < example["prefix_len"] for place in kept),
+    }
 
 
 def _loss(

@@ -118,9 +118,7 @@ class TestTexts:
         (output,) = bundled.load().generate("", "proverb", max_new_tokens=8, do_sample=False)
         assert [row["output"] for row in found.predictions] == [output.text.strip()] * 2
 
-    def test_baselines(
-        self, proverbs: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-    ) -> None:
+    def test_baselines(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
         instruction = "Пословица: {text}"
         config = replace(proverbs, instruction=instruction, output=str(tmp_path / "figures"))
         found = evaluate(config)
@@ -139,16 +137,37 @@ class TestTexts:
         difference = written["differences"]["copy"]["chrf"]
         assert difference["value"] == pytest.approx(found.metrics["chrf"] - found.baselines["copy"]["chrf"])
         assert difference["is_certain"] == (difference["p_value"] < 0.05)
-        # The loss without the prompt: the target's tokens behind the text alone.
-        total, num_tokens = 0.0, 0
-        for row in PROVERBS:
-            ids = tokenizer(row["begin"], add_special_tokens=False)["input_ids"]
-            target = [*tokenizer(" " + row["end"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            with torch.no_grad():
-                logprobs = model(torch.tensor([[*ids, *target]])).logits[0].log_softmax(-1)
-            total -= logprobs[len(ids) - 1 : -1].gather(1, torch.tensor(target)[:, None]).sum().item()
-            num_tokens += len(target)
-        assert found.baselines["no_prompt"]["loss"] == pytest.approx(total / num_tokens, abs=LOGPROB_ERROR)
+
+    # A target that a prompt's rows keep apart from the text joins it nowhere, as what is generated behind a text.
+    @pytest.mark.parametrize("space", [" ", ""])
+    def test_loss_of_baselines(
+        self,
+        space: str,
+        proverbs: EvaluateConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tmp_path: Path,
+    ) -> None:
+        task = task_of("kind", target=f"{space}{{end}}", columns={"text": "begin"})
+        prompt, instruction = trained(tmp_path / "own", "kind", task), "Закончи: {text}"
+        found = evaluate(replace(proverbs, prompt=prompt, instruction=instruction))
+        for name, template in (("no_prompt", "{text}"), ("instruction", instruction)):
+            total, num_tokens = 0.0, 0
+            for row in PROVERBS:
+                ids = tokenizer(template.format(text=row["begin"]), add_special_tokens=False)["input_ids"]
+                target = tokenizer(f"{space}{row['end']}", add_special_tokens=False)["input_ids"]
+                target = [*target, tokenizer.eos_token_id]
+                with torch.no_grad():
+                    logprobs = model(torch.tensor([[*ids, *target]])).logits[0].log_softmax(-1)
+                total -= logprobs[len(ids) - 1 : -1].gather(1, torch.tensor(target)[:, None]).sum().item()
+                num_tokens += len(target)
+            assert found.baselines[name]["loss"] == pytest.approx(total / num_tokens, abs=LOGPROB_ERROR)
+            assert "loss" in found.differences[name]
+
+    def test_an_instruction_in_place_of_a_prompt_without_fields(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
+        prompt = trained(tmp_path / "bare", "proverb", task_of("proverb", objective="style", columns={"text": "begin"}))
+        found = evaluate(replace(proverbs, prompt=prompt, references=[], instruction="Пословица: "))
+        assert [list(figures) for figures in found.baselines.values()] == [["loss"], ["loss"]]
 
     def test_without_baselines(self, proverbs: EvaluateConfig) -> None:
         found = evaluate(replace(proverbs, baselines=False))
