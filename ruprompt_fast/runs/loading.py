@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import torch
 from ruprompt_fast import bundled
 from ruprompt_fast.engine.build import MAX_THREADS
 from ruprompt_fast.engine.loading import load_model, load_tokenizer, weight_dtype_of
-from ruprompt_fast.errors import ConfigError, ContextLengthError, LabelError
+from ruprompt_fast.errors import ConfigError, ContextLengthError, LabelError, shown
 from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.deep import PrefixTuningProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
@@ -21,7 +21,8 @@ from ruprompt_fast.prompts.providers import BasePromptProvider
 from ruprompt_fast.prompts.row_init import check_prompt_length
 from ruprompt_fast.prompts.template import parse_template
 from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
-from ruprompt_fast.training.data import BadRow, Rows, load_rows, report_bad_rows
+from ruprompt_fast.training.classes import find_class
+from ruprompt_fast.training.data import BadRow, Rows, load_rows, nearest, report_bad_rows
 from ruprompt_fast.training.examples import ExampleEncoder
 from ruprompt_fast.training.row_format import RowFormat
 from ruprompt_fast.training.task import Task
@@ -60,7 +61,8 @@ def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokeniz
         tokenizer = load_tokenizer(name, None)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"model.name={config.name!r} cannot be loaded: {error} Give {BUNDLED!r}, a folder or a hub id."
+            f"model.name: {error} The model that comes with the package is {BUNDLED!r}."
+            f"{nearest(config.name, [BUNDLED])}"
         ) from error
     if config.name == BUNDLED:
         model.name_or_path = model.config.name_or_path = BUNDLED_MODEL_NAME
@@ -210,16 +212,18 @@ def _saved_provider(source: str, kind: str) -> BasePromptProvider:
 
 
 def _check_classes(rows: Rows, task: Task) -> None:
+    """Look for the class of every value in the rows, however the file writes it.
+
+    Raises:
+        LabelError: a value is none of the task's classes.
+    """
     if task.label_field is None:
         return
     known = list(task.labels or {})
-    unknown = _unknown(known, [row[task.label_field] for row in rows.rows])
+    found = dict.fromkeys(row[task.label_field] for row in rows.rows)
+    unknown = sorted(value for value in found if not find_class(value, known))
     if unknown:
         raise LabelError(
-            f"{rows.source}: the column {task.label_field!r} holds the classes {unknown}, for which task.labels has no "
-            f"word; it has words for {known}."
+            f"{rows.source}: the column {task.label_field!r} holds the classes {shown(unknown)}, for which task.labels "
+            f"has no word; it has words for {shown(known)}."
         )
-
-
-def _unknown(known: Sequence[str], found: Sequence[str]) -> list[str]:
-    return sorted(set(found) - set(known))

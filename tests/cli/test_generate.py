@@ -58,6 +58,11 @@ def test_a_file_of_settings(files: list[str], tmp_path: Path, capsys: pytest.Cap
         (["--max_new_tokens", "0"], "max_new_tokens"),
         (["--on_bad_row", "ignore"], "on_bad_row"),
         (["--output", f"{__file__}/out.jsonl"], "expected a place in a folder"),
+        (["--output", "out.csv"], "output must name a .jsonl file: JSON lines are written; found 'out.csv'"),
+        (["--output", "out.jsonl.gz"], "output must name a .jsonl file"),
+        (["--output", "out.parquet"], "output must name a .jsonl file"),
+        (["--model", "./bundeld"], "there is no such folder"),
+        (["--model", "./bundled"], "The model that comes with the package is 'bundled'"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -143,6 +143,12 @@ def test_prefix_tuning_trains(model: Path, tmp_path: Path) -> None:
     assert Prompt.from_pretrained(outcome.folder).format.prompt_length == 3
 
 
+def test_classes_are_found_as_tables_write_them(model: Path, tmp_path: Path) -> None:
+    task = replace(CLASSIFICATION, labels={"true": "да", "false": "нет"})
+    rows = [{"text": "абв", "label": label} for label in ("True", True, "false", "False")]
+    assert train(tiny_config(tmp_path, model, task=task, rows=rows)).metrics["train_rows"] == 4
+
+
 def test_a_classification_has_an_accuracy(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = train(tiny_config(tmp_path, model, task=CLASSIFICATION, rows=LABELLED_ROWS))
     assert outcome.metrics["eval_accuracy"] * len(ROWS) in range(len(ROWS) + 1)
@@ -211,7 +217,7 @@ def test_bad_data_stops_before_the_model_loads(text: str, error: type[Exception]
         ({"model": ModelConfig("/no/model/here", device="cuda:7")}, errors.ConfigError, "CUDA_VISIBLE_DEVICES"),
         ({"optimization": {"report_to": ["tensorbord"]}}, errors.ConfigError, "optimization.report_to.*tensorboard"),
         ({"task": CLASSIFICATION, "rows": [{"text": "а", "label": 7}]}, errors.LabelError, r"\['7'\]"),
-        ({}, errors.ConfigError, "model.name='/no/model/here'"),
+        ({}, errors.ConfigError, "model.name: the model '/no/model/here': there is no such folder"),
     ],
 )
 def test_bad_settings_stop_before_the_model_loads(
