@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ruprompt_fast.errors import ContextLengthError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.runs.answer_config import EvaluateConfig
@@ -155,6 +156,8 @@ def _texts(
         settings["max_new_tokens"] = _MAX_NEW_TOKENS
     seeds = range(config.seed, config.seed + len(rows))
     inputs = [_inputs(task, row) for row in rows]
+    for row, given in zip(rows, inputs, strict=True):
+        _check_fits(answering, row, given, settings)
     outputs = answering.generate(inputs, settings, seeds, progress=config.progress)
     texts = [output.text.strip() for (output,) in outputs]
     others = {
@@ -175,6 +178,17 @@ def _texts(
     words = _word_list(config, copied or [])
     found.metrics.update(_figures(texts, references, words))
     _compare_texts(found, texts, others, references, words, config)
+
+
+def _check_fits(
+    answering: Answering, row: Mapping[str, str], fields: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
+    """Check that a row and its answer fit the context; the error names the row's place in its file, if it has one."""
+    try:
+        answering.check_fits(fields, settings)
+    except ContextLengthError as error:
+        reason = str(error).removeprefix("input 0 ")
+        raise ContextLengthError(f"{getattr(row, 'place', 'a row')} {reason}") from error
 
 
 def _compare_texts(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ruprompt_fast import FastPromptModel, Prompt, bundled
 from ruprompt_fast.errors import (
     ConfigError,
+    ContextLengthError,
     LabelError,
     MissingFieldError,
     OutputExistsError,
@@ -269,6 +270,10 @@ class TestRefusals:
         self.refuse(replace(proverbs, references=["othr"]), MissingFieldError, "Did you mean 'other'", tmp_path)
         data = write_jsonl(tmp_path / "data.jsonl", [{"begin": "Без труда"}])
         self.refuse(replace(proverbs, data=data), MissingFieldError, "'end'", tmp_path)
+
+    def test_an_answer_without_room(self, proverbs: EvaluateConfig, tmp_path: Path) -> None:
+        config = replace(proverbs, generation={"max_new_tokens": 1000})
+        self.refuse(config, ContextLengthError, r"proverbs\.jsonl:1 has .* asks for 1000 new ones", tmp_path)
 
     def test_instructions(self, kinds: EvaluateConfig, tmp_path: Path) -> None:
         self.refuse(replace(kinds, instruction="Что это: {txt}"), MissingFieldError, r"\['txt'\]", tmp_path)
