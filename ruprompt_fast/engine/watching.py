@@ -17,6 +17,7 @@ _IRRELEVANT = frozenset(
     {
         "_attn_implementation_internal",
         "_keys_to_ignore_on_save",
+        "_previous_max_cache_length",
         "_rows_cache",
         "generation_config",
         "warnings_issued",
