@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -353,8 +354,10 @@ class TestRefusals:
 
     def test_a_prompt_of_another_model(self, config: GenerateConfig, tmp_path: Path) -> None:
         folder = Path(trained(tmp_path / "prompt", "proverb", task_of("proverb", objective="style")))
-        content = (folder / "prompt.json").read_text()
-        (folder / "prompt.json").write_text(content.replace("ruslit-gpt2-7m", "another"))
+        content = json.loads((folder / "prompt.json").read_text())
+        numbers = content["base_model"]["fingerprint"]
+        content["base_model"]["fingerprint"] = "".join(reversed(re.findall("....", numbers)))
+        (folder / "prompt.json").write_text(json.dumps(content))
         self.refuse(replace(config, prompt=str(folder)), PromptMismatchError, "another")
 
 
