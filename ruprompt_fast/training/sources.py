@@ -80,7 +80,25 @@ def records(
         raise TrainingDataError(
             f"{shown(source)}: expected a file, a folder or the id of a data set; found none of these."
         )
+    _check_hub_answers(source)
     return read_dataset(source, source, name=name, split=split)
+
+
+def _check_hub_answers(source: str) -> None:
+    """Say at once that nobody answers, which ``datasets`` does after half a minute.
+
+    Raises:
+        TrainingDataError: there is a network to be used, and the hub is not reached.
+    """
+    from huggingface_hub import constants
+
+    from ruprompt_fast.prompts.hub import is_reachable
+
+    if not (constants.is_offline_mode() or is_reachable()):
+        raise TrainingDataError(
+            f"{shown(source)}: expected a file, a folder or the id of a data set; found no such file or folder, and "
+            "the hub was not reached. Check the spelling and the network; HF_HUB_OFFLINE=1 reads its cache."
+        )
 
 
 def source_path(source: object) -> Path:

@@ -14,7 +14,8 @@ from model_cases import make_prompt
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel, LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.errors import HubError, NotInitializedError, PromptFileError
+from ruprompt_fast.errors import HubError, NotInitializedError, PromptFileError, TrainingDataError
+from ruprompt_fast.training.data import load_rows
 
 
 @pytest.fixture
@@ -96,6 +97,13 @@ def test_what_may_be_an_id_is_asked_for_with_one_retry(hub: list[int], load: Cal
     with pytest.raises(HubError, match="no such folder"):
         load(name)
     assert len(hub) == 2  # the library by itself asks six times for every file
+
+
+def test_the_id_of_a_data_set_is_asked_for_with_one_retry(hub: list[int]) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(TrainingDataError, match="no such file or folder, and the hub was not reached"):
+        load_rows("nobody/nothing", ["text"])
+    assert len(hub) == 2
 
 
 def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from ruprompt_fast.errors import MissingDependencyError, MissingFieldError, SettingError, TrainingDataError
@@ -99,6 +100,7 @@ def test_a_data_set_that_is_a_script_is_refused(tmp_path: Path) -> None:
 def test_a_hub_data_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TrainingDataError, match="nobody/nothing.*data set"):
         load_rows("nobody/nothing", COLUMNS)
 
