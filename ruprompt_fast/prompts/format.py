@@ -35,9 +35,8 @@ class PromptFormat(BasePromptFormat):
 
     ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. The special tokens
     that the tokenizer itself puts around every text stand where ``<|leading|>`` and ``<|trailing|>`` say, and are not
-    added a second time where the template holds them already, as ``<P*40><bos>{text}`` does. A new template that says
-    nothing and begins with rows gets ``<|leading|>`` behind them when it is compiled, if the tokenizer adds such
-    tokens; a compiled one that says nothing has them at the very beginning, as in ruPrompts.
+    added a second time where the template holds them already, as ``<P*40><bos>{text}`` does. Where a template says
+    nothing, they stand at the very beginning and the end, as in ruPrompts; PEFT's order is ``<P*40><|leading|>{text}``.
 
         >>> format = PromptFormat("<P*3>{text}<P>")
         >>> format.initialize(tokenizer)

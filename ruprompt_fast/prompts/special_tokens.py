@@ -13,9 +13,6 @@ from ruprompt_fast.errors import TemplateError
 from ruprompt_fast.prompts.layout import Field, Layout, Part, Rows, Slot, Special, Text, Tokens
 from ruprompt_fast.prompts.template import BEGIN, END, LEADING, TRAILING
 
-ROWS_FIRST_BY_DEFAULT = True
-"""Whether new prompts stand before the tokenizer's leading special tokens, as PEFT's do, rather than behind them."""
-
 
 class Reading(NamedTuple):
     """How a prompt's text is read.
@@ -110,8 +107,8 @@ class SpecialTokens:
         """The layout of a new template, with this tokenizer's own tokens.
 
         What the tokenizer itself puts around every text becomes ``<|leading|>`` and ``<|trailing|>`` where the template
-        holds it, in front of the first field or behind the last one. Where the template says nothing and begins with
-        rows, ``<|leading|>`` stands behind these.
+        holds it, in front of the first field or behind the last one. Where the template says nothing, it stands around
+        the whole text.
 
         Raises:
             TemplateError: the tokenizer lacks a token that the template names.
@@ -124,9 +121,6 @@ class SpecialTokens:
             parts[behind:] = self._named(parts[behind:], self.trailing, TRAILING)
         if Special(LEADING) not in parts:
             parts[: fields[0]] = self._named(parts[: fields[0]], self.leading, LEADING)
-        says_nothing = bool(self.leading) and Special(LEADING) not in parts
-        if ROWS_FIRST_BY_DEFAULT and says_nothing and parts and isinstance(parts[0], Rows):
-            parts.insert(1, Special(LEADING))
         return Layout(parts)
 
     def _own_token(self, part: Part) -> Part:

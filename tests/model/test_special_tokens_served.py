@@ -93,7 +93,7 @@ def test_pipelines_read_what_is_served(template: str) -> None:
 
 def test_ensembles_keep_the_layout(tmp_path: Path) -> None:
     tokenizer, model = tokenizer_with("<s> $A"), sharp_model("llama")
-    ensemble = PromptEnsemble.of("<P*2>{text}<eos>", lambda seed: Rows("random", seed=seed), seeds=[0, 1])
+    ensemble = PromptEnsemble.of("<P*2><|leading|>{text}<eos>", lambda seed: Rows("random", seed=seed), seeds=[0, 1])
     ensemble.initialize(model, tokenizer)
     ensemble.save_pretrained(tmp_path)
     loaded = PromptEnsemble.from_pretrained(tmp_path)

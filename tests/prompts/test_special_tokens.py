@@ -122,25 +122,27 @@ class TestAllTokenizers:
         assert example["labels"][-1] == tokenizer.eos_token_id
 
     def test_rows_then_what_the_tokenizer_gives(self, name: str) -> None:
-        """PEFT's layout, which the new templates of a tokenizer with leading tokens have."""
         tokenizer = TOKENIZERS[name]
         peft = PromptFormat("<P*2>{text}", "<|P|><|P|><|leading|>{text}<|trailing|>")
         for text in ("", "two", " three  ", "солнце\nдень"):
             expected = [FIRST, FIRST + 1, *tokenizer(text).input_ids]
             for is_continued in (False, True):
                 assert peft.encode({"text": text}, tokenizer, FIRST, is_continued=is_continued).input_ids == expected
-        leading, trailing = around(tokenizer)
-        ours = PromptFormat("<P*2>{text}", tokenizer=tokenizer)
-        if leading:
-            assert ours.compiled_template == "<|P|><|P|><|leading|>{text}"
-            assert ours.encode({"text": "two"}, tokenizer, FIRST).input_ids == [
-                FIRST,
-                FIRST + 1,
-                *tokenizer("two").input_ids,
-            ]
-        else:
-            assert ours.compiled_template == "<|P|><|P|>{text}"
+        leading, _ = around(tokenizer)
+        ours = PromptFormat("<P*2><|leading|>{text}", tokenizer=tokenizer)
+        assert ours.encode({"text": "two"}, tokenizer, FIRST).input_ids == [
+            FIRST,
+            FIRST + 1,
+            *tokenizer("two").input_ids,
+        ]
         assert ours.static_prefix(tokenizer, FIRST) == [FIRST, FIRST + 1, *leading]
+
+    def test_a_new_template_that_says_nothing_stands_behind_the_leading_tokens(self, name: str) -> None:
+        tokenizer = TOKENIZERS[name]
+        leading, _ = around(tokenizer)
+        format = PromptFormat("<P*2>{text}", tokenizer=tokenizer)
+        assert format.compiled_template == "<|P|><|P|>{text}"
+        assert format.static_prefix(tokenizer, FIRST) == [*leading, FIRST, FIRST + 1]
 
     def test_a_template_that_says_nothing_keeps_the_order_it_was_saved_with(self, name: str) -> None:
         tokenizer = TOKENIZERS[name]
@@ -201,7 +203,7 @@ class TestTemplates:
     def test_inside_the_text(self) -> None:
         two, q = (self.TOKENIZER(text, add_special_tokens=False).input_ids for text in ("two", "Q:"))
         assert self.ids("{text}<eos>Q:<P><bos>") == [1, *two, 2, *q, FIRST, 1]
-        assert self.ids("<P></s>{text}</s>") == [FIRST, 1, 2, *two, 2]
+        assert self.ids("<P></s>{text}</s>") == [1, FIRST, 2, *two, 2]
         assert self.ids("Q:<P><s>{text}") == [*q, FIRST, 1, *two]
         assert self.ids("<|leading|><P>{text}") == [1, FIRST, *two]
 
@@ -255,7 +257,7 @@ class TestTemplates:
             ("<P><s>{text}<eos>", "<|P|><|leading|>{text}</s>"),
             ("<bos><P>{text}</s>", "<|leading|><|P|>{text}</s>"),
             ("Q<P>{text}", "Q<|P|>{text}"),
-            ("<P><eos>{text}<bos>", "<|P|><|leading|></s>{text}<s>"),
+            ("<P><eos>{text}<bos>", "<|P|></s>{text}<s>"),
         ],
     )
     def test_compiled_for_a_tokenizer(self, template: str, compiled: str) -> None:
@@ -351,7 +353,7 @@ class TestTextForm:
     def test_rows_before_the_leading_tokens_have_none(self, family: str) -> None:
         tokenizer = copy.deepcopy(shared(family))
         with pytest.raises(TextFormError, match=r"prompt\.tokenize"):
-            PromptFormat("<P>{text}", tokenizer=tokenizer)(text="one")
+            PromptFormat("<P><|leading|>{text}", tokenizer=tokenizer)(text="one")
 
 
 class TestPrompts:
@@ -362,7 +364,7 @@ class TestPrompts:
         return tokenizer
 
     def test_saved_and_loaded(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        prompt = Prompt(PromptFormat("<P*2>{text}<eos>x"), TensorPromptProvider())
+        prompt = Prompt(PromptFormat("<P*2><|leading|>{text}<eos>x"), TensorPromptProvider())
         prompt.initialize(tiny_model(), tokenizer)
         expected = prompt.format.encode({"text": "two"}, tokenizer, FIRST)
         prompt.save_pretrained(tmp_path)
@@ -389,7 +391,7 @@ class TestPrompts:
 
     def test_tokenize_for_a_patched_model(self, tokenizer: PreTrainedTokenizerFast) -> None:
         model = tiny_model()
-        prompt = Prompt(PromptFormat("<P*2>{text}"), TensorPromptProvider())
+        prompt = Prompt(PromptFormat("<P*2><|leading|>{text}"), TensorPromptProvider())
         with pytest.raises(NotInitializedError, match="patch"):
             prompt.tokenize("two")
         prompt.patch(model, tokenizer)
@@ -407,7 +409,7 @@ class TestPrompts:
         assert again[2:] == ids[2:]
 
     def test_a_prompt_without_fields_stands_before_the_text(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        prompt = Prompt(PromptFormat("<P*2>"), TensorPromptProvider())
+        prompt = Prompt(PromptFormat("<P*2><|leading|>"), TensorPromptProvider())
         prompt.patch(tiny_model(), tokenizer)
         alone, followed = (prompt.tokenize(*text)["input_ids"][0].tolist() for text in ((), ("two",)))
         assert followed == [*alone, *tokenizer("two", add_special_tokens=False).input_ids]

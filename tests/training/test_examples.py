@@ -193,7 +193,7 @@ class TestSpecialTokens:
     @pytest.mark.parametrize("trailing", ["", "</s>"])
     def test_classification(self, trailing: str) -> None:
         tokenizer = with_special_tokens("<s>", trailing)
-        task = Task("<P*2>{text}", "classification", label_field="out", labels={"x": "да", "y": "нет"})
+        task = Task("<P*2><|leading|>{text}", "classification", label_field="out", labels={"x": "да", "y": "нет"})
         example, format = self.encode(task, tokenizer, row={"text": "а</s>", "out": "x"})
         served = format.encode(self.DATA, tokenizer, FIRST_ROW, is_continued=True)
         assert example["input_ids"] == served.input_ids == [*rows(0, 1), 1, *plain("а</s>")]
@@ -219,7 +219,9 @@ class TestSpecialTokens:
         )
         tokenizer.target = target
         tokenizer._switch_to_input_mode()
-        example, _ = self.encode(Task("<P>{text}", target="{out}"), tokenizer, "t5", {"text": "а", "out": "б</s>"})
+        example, _ = self.encode(
+            Task("<P><|leading|>{text}", target="{out}"), tokenizer, "t5", {"text": "а", "out": "б</s>"}
+        )
         assert example["input_ids"] == [*rows(0), 1, *ids("а"), 2]
         start = expected.index("")
         assert example["labels"] == [*expected[:start], *plain("б</s>"), *expected[start + 1 :]]
