@@ -83,10 +83,11 @@ class SplicedEmbedding(nn.Module):
                 "Soft prompts need a model that embeds its tokens with one table."
             )
         # Whoever switches or merges an adapter looks for it among the model's modules, where the original is not.
-        if any(True for _ in original.children()):
+        # PEFT's adapters, and those made in their way, hold what they wrap as `base_layer`.
+        if hasattr(original, "base_layer"):
             raise UnsupportedModelError(
-                f"the input embedding must be a plain table; found {type(original).__name__} with an adapter or "
-                "another layer in it. Merge it into the table first (PEFT: merge_and_unload())."
+                f"the input embedding must be a table without an adapter; found {type(original).__name__}. Merge it "
+                "into the table first (PEFT: merge_and_unload())."
             )
         self.weight = weight
         self.first_prompt_id = max(weight.shape[0], first_prompt_id or 0)

@@ -244,9 +244,11 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--requests", type=int, help="so many of every kind, instead of a time")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    report = Soak(arguments.seed).run(seconds(60 * arguments.minutes))
+    progress = seconds(60 * arguments.minutes) if arguments.requests is None else work(arguments.requests)
+    report = Soak(arguments.seed).run(progress)
     print("done:", report.done)
     print("scheduler:", report.counts)
     print("resident MiB:", [round(size / 2**20, 1) for size in report.resident])
