@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.runs.parsing import FLAGS
 from ruprompt_fast.training.data import nearest
-
-_FLAGS = ("-h", "--help", "--print_config")
 
 
 def as_pairs(arguments: Sequence[str], kind: type) -> list[str]:
@@ -29,7 +28,7 @@ def as_pairs(arguments: Sequence[str], kind: type) -> list[str]:
 def _pairs(arguments: Sequence[str], keys: Sequence[str]) -> Iterator[str]:
     remaining = iter(arguments)
     for argument in remaining:
-        if argument in _FLAGS or not (argument.startswith("--") or "=" in argument):
+        if argument in FLAGS or not (argument.startswith("--") or "=" in argument):
             yield argument
             continue
         key, equals, value = argument.removeprefix("--").partition("=")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ruprompt_fast.errors import ConfigError, MissingFieldError, shown
 from ruprompt_fast.prompts.layout import Field, Layout, Text, field_names
-from ruprompt_fast.prompts.template import parse_template
+from ruprompt_fast.prompts.template import PROMPT_TOKEN, parse_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,10 +54,7 @@ class PlainTemplate:
     @property
     def template(self) -> str:
         """The template in the notation of a prompt's."""
-        return "".join(
-            f"{{{part.name}}}" if isinstance(part, Field) else part.text.replace("{", "{{").replace("}", "}}")
-            for part in self.parts
-        )
+        return Layout(self.parts).compiled(PROMPT_TOKEN)
 
     def render(self, fields: Mapping[str, str]) -> str:
         """The text for these fields."""
@@ -68,7 +65,7 @@ def check_instruction(instruction: str | None, task: Task) -> None:
     """Check that the instruction is one for the task.
 
     Raises:
-        ConfigError: it has soft rows.
+        ConfigError: it has soft rows or special tokens.
         MissingFieldError: it has fields that the task does not have.
         TemplateError: it cannot be read.
     """
@@ -76,7 +73,9 @@ def check_instruction(instruction: str | None, task: Task) -> None:
         return
     parts = parse_template(instruction)
     if not all(isinstance(part, Text | Field) for part in parts):
-        raise ConfigError(f"instruction must be text with fields, without soft rows; found {shown(instruction)}.")
+        raise ConfigError(
+            f"instruction must be text with fields, without soft rows and special tokens; found {shown(instruction)}."
+        )
     unknown = [name for name in field_names(parts) if name not in task.fields]
     if unknown:
         raise MissingFieldError(f"instruction has the fields {unknown}; the prompt's are {list(task.fields)}.")

@@ -31,7 +31,8 @@ _PARSING_ERRORS = (
 )
 _DETAIL_CHARS = 1000
 
-_FLAGS = ("-h", "--help", "--print_config")
+FLAGS = ("-h", "--help", "--print_config")
+"""Arguments that are no settings: they print something, and the run ends."""
 
 
 def parse_config(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
@@ -91,7 +92,7 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
     """
     remaining = iter(arguments)
     for argument in remaining:
-        if argument in _FLAGS:
+        if argument in FLAGS:
             yield argument
             continue
         key, equals, value = argument.removeprefix("--").partition("=")
