@@ -184,7 +184,9 @@ class RunFolder:
     def _is_written_by_us(self, folder: Path) -> bool:
         """Whether a complete checkpoint is this run's, and holds nothing else."""
         manifest = read_manifest(folder)
-        foreign = sorted(files_of(folder).keys() - manifest.files.keys())
+        others = files_of(folder).keys() - manifest.files.keys()
+        # What a run was writing that was killed is its own: its mark, when it was about to remove the checkpoint.
+        foreign = sorted(name for name in others if not is_unfinished(Path(name).name))
         if foreign:
             _logger.warning("%s stays: it holds files that this run did not write, %s.", folder, shown(foreign))
         return not foreign and bool(manifest.run == self._plain_identity)

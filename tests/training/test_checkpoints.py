@@ -361,6 +361,15 @@ def test_only_what_the_run_wrote_is_removed(tmp_path: Path, caplog: pytest.LogCa
     assert steps_of(tmp_path) == [1, 2, 3, 8]
 
 
+def test_a_removal_that_was_cut_off_at_its_first_file_is_made_up_for(tmp_path: Path) -> None:
+    """The checkpoint still counts; what was to say that it does not any more never got its name."""
+    make_trainer(tmp_path, make_prompt(), max_steps=2, **SAVING).train()
+    (tmp_path / "checkpoint-2" / f".{'0' * 32}.tmp").write_text("{")
+    settings = {"max_steps": 8, "lr_scheduler_type": "constant", "save_total_limit": 2, **SAVING}
+    make_trainer(tmp_path, make_prompt(), **settings).train(resume_from_checkpoint=True)
+    assert steps_of(tmp_path) == [6, 8]
+
+
 def test_a_damaged_run_file_removes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = Prompt.from_pretrained(run / "checkpoint-6").rows()
     zero(run / "training_run.json")
