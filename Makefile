@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
 # Two test processes with one thread each use two cores better than one process with two.
 PYTEST_WORKERS ?= 2
@@ -38,17 +38,16 @@ bench: .make/bench
 	$(BIN)/pytest bench --benchmark-only
 
 # The scheduler's core knows neither Python nor torch, so the whole of it runs in a small program.
-SCHEDULER_CORE := $(wildcard csrc/scheduler*.cc) csrc/page_allocator.cc csrc/page_hash_table.cc csrc/prefix_table.cc \
-	csrc/fair_queue.cc
+SCHEDULER_CORE := $(wildcard csrc/scheduler/*.cc)
 SANITIZE_OPERATIONS ?= 1000000
 SANITIZE_DIR ?= build/sanitize
 
 sanitize: $(SANITIZE_DIR)/scheduler_random_ops
 	$< $(SANITIZE_OPERATIONS)
 
-$(SANITIZE_DIR)/scheduler_random_ops: tests/native/scheduler_random_ops.cc $(SCHEDULER_CORE) $(wildcard csrc/*.h)
+$(SANITIZE_DIR)/scheduler_random_ops: tests/native/scheduler_random_ops.cc $(SCHEDULER_CORE) $(wildcard csrc/scheduler/*.h)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
+	$(CXX) -std=c++17 -Icsrc -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
 		-fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter %.cc,$^) -o $@
 
 ATTACK_MINUTES ?= 10

@@ -12,8 +12,9 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "ruprompt_fast._C",
-            sorted(glob("csrc/*.cc")),
-            depends=sorted(glob("csrc/*.h")),
+            sorted(glob("csrc/*/*.cc")),
+            include_dirs=["csrc"],
+            depends=sorted(glob("csrc/*/*.h")),
             cxx_std=17,
             extra_compile_args=["-O3", "-fopenmp", "-Wall", "-Wextra"],
             extra_link_args=["-fopenmp"],

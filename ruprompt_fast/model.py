@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
-from ruprompt_fast.engine.build import EngineOptions
-from ruprompt_fast.engine.classify import Classification, check_labels
-from ruprompt_fast.engine.loading import (
+from ruprompt_fast.dispatch.build import EngineOptions
+from ruprompt_fast.dispatch.classification import Classification, check_labels
+from ruprompt_fast.dispatch.model_sources import (
     device_of,
     dtype_of,
     is_int8,
@@ -23,11 +23,11 @@ from ruprompt_fast.engine.loading import (
     unwrapped,
     weight_dtype_of,
 )
-from ruprompt_fast.engine.progress import progress_bar
-from ruprompt_fast.engine.requests import Input
-from ruprompt_fast.engine.served import PromptSource, ServedModel, load_prompt
+from ruprompt_fast.dispatch.progress import progress_bar
+from ruprompt_fast.dispatch.served_model import PromptSource, ServedModel, load_prompt
 from ruprompt_fast.prompts import MultiPrompt
-from ruprompt_fast.prompts.verbalizers import Labels
+from ruprompt_fast.prompts.format.verbalizers import Labels
+from ruprompt_fast.requests.inputs import Input
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

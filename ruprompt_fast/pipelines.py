@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.text_generation import ReturnType, TextGenerationPipeline
 
-from ruprompt_fast.engine.decoding import TextDecoder
-from ruprompt_fast.engine.merging import merged_config
-from ruprompt_fast.engine.stopping import stop_ids
 from ruprompt_fast.errors import MissingFieldError
+from ruprompt_fast.integration import check_fits, context_length
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.text_field import text_field
-from ruprompt_fast.routing import check_fits, context_length
+from ruprompt_fast.prompts.format.text_field import text_field
+from ruprompt_fast.requests.decoding import TextDecoder
+from ruprompt_fast.requests.merging import merged_config
+from ruprompt_fast.requests.stopping import stop_ids
 
 # Settings of the tokenizer's call, which only a text form has.
 _TOKENIZER_SETTINGS = (

@@ -1,5 +1,5 @@
 """ruPrompts' module of this name: preprocessing."""
 
-from ruprompt_fast.prompts.preprocessing import BasePreprocessor, Text2TextPreprocessor
+from ruprompt_fast.prompts.format.preprocessing import BasePreprocessor, Text2TextPreprocessor
 
 __all__ = ["BasePreprocessor", "Text2TextPreprocessor"]

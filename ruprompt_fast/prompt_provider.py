@@ -1,7 +1,7 @@
 """ruPrompts' module of this name: providers."""
 
-from ruprompt_fast.prompts.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
-from ruprompt_fast.prompts.reparametrized import LSTMPromptProvider, MLPPromptProvider
+from ruprompt_fast.prompts.providers.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
+from ruprompt_fast.prompts.providers.reparametrized import LSTMPromptProvider, MLPPromptProvider
 
 __all__ = [
     "BasePromptProvider",

@@ -13,14 +13,17 @@ KERNELS = PACKAGE.parent / "kernels"
 
 # Lowest first; a module imports from layers below its own and from its own component.
 LAYERS = [
-    {"__version__", "_lazy", "errors", "core", "precision", "_C", "kernels"},
+    {"__version__", "_lazy", "errors", "core", "precision", "concurrency", "_C", "kernels"},
     {"ops"},
     {"embedding"},
     {"prompts"},
     {"prompt", "prompt_format", "prompt_provider", "preprocessing"},  # ruPrompts' module names
     {"cache"},
-    {"routing"},
-    {"engine", "training"},
+    {"integration"},
+    {"requests"},
+    {"backends"},
+    {"engine", "fallback", "training"},
+    {"dispatch"},
     {"model"},
     {"pipelines", "callbacks", "bundled"},
     {"runs"},

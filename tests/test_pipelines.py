@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.test_decoding import TOKENIZERS
+from every_tokenizer import TOKENIZERS
 from model.test_label_words import llama
 from model_cases import make_prompt
 from tiny_models import tiny_model, tiny_tokenizer

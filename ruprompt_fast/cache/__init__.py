@@ -1,7 +1,7 @@
 """Keys and values: the pool of pages, the prefixes that stay in it, and the content keys that both are found by."""
 
+from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, LayerShape
 from ruprompt_fast.cache.hashing import model_identity, page_hashes, prefix_key
-from ruprompt_fast.cache.kv_pool import HostPages, KVPool, LayerShape
 from ruprompt_fast.cache.prefix_cache import PrefixCache, PrefixCacheStats, PrefixEntry, PrefixPages
 
 __all__ = [

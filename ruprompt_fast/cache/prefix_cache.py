@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ruprompt_fast.cache.kv_pool import HostPages, KVPool, PageIndices, num_pages_of
+from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, PageIndices, num_pages_of
 from ruprompt_fast.errors import PrefixEntryError, PromptLengthError
 
 

@@ -99,7 +99,7 @@ def _command(given: Sequence[str]) -> str:
         parser.print_help(sys.stderr)
         parser.exit(2)
     if not given[0].startswith("-") and given[0] not in COMMANDS:
-        from ruprompt_fast.training.data import nearest
+        from ruprompt_fast.runs.data.rows import nearest
 
         parser.error(
             f"there is no command {shown(given[0])}; the commands are {', '.join(COMMANDS)}."

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.runs.data.rows import nearest
 from ruprompt_fast.runs.parsing import FLAGS
-from ruprompt_fast.training.data import nearest
 
 
 def as_pairs(arguments: Sequence[str], kind: type) -> list[str]:

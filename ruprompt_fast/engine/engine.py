@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ruprompt_fast.cache import KVPool, PrefixCache
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.cache import PrefixCache
 from ruprompt_fast.engine.batch import BatchBuilder, TokenSource
 from ruprompt_fast.engine.jobs import Job
 from ruprompt_fast.engine.loop import step_error
@@ -22,7 +23,7 @@ from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError,
 
 if TYPE_CHECKING:
     from ruprompt_fast._C import Plan, Scheduler
-    from ruprompt_fast.engine.registry import LoadedPrompt
+    from ruprompt_fast.requests.registry import LoadedPrompt
 
 
 class Engine:

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ruprompt_fast.backends.cpu.sampler import Sampler
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.engine.decoding import TextDecoder
+from ruprompt_fast.engine.beam_search import BeamSearch
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.jobs import BeamJob, Job, LogitsJob, SamplingJob
 from ruprompt_fast.engine.loop import StepLoop
-from ruprompt_fast.engine.requests import Request
-from ruprompt_fast.engine.sampling import BeamSearch, Sampler, SamplingParams
-from ruprompt_fast.engine.stopping import StopTexts
+from ruprompt_fast.requests.decoding import TextDecoder
+from ruprompt_fast.requests.inputs import Request
+from ruprompt_fast.requests.sampling_params import SamplingParams
+from ruprompt_fast.requests.stopping import StopTexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ruprompt_fast.engine.registry import LoadedPrompt
+    from ruprompt_fast.requests.registry import LoadedPrompt
 
 Progress = Callable[[int], None]
 """Is told how many requests are done."""

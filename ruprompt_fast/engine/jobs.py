@@ -14,22 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ruprompt_fast.backends.cpu.sampler import SampledToken, Sampler, SamplingRow
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.engine.sampling import (
-    BeamSearch,
-    SampledToken,
-    Sampler,
-    SamplingParams,
-    SamplingRow,
-    finish_reason,
-)
-from ruprompt_fast.engine.stop_cut import StopCut, without_stop
-from ruprompt_fast.engine.text import TextStream
+from ruprompt_fast.engine.beam_search import BeamSearch
+from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
+from ruprompt_fast.requests.stop_cut import StopCut, without_stop
+from ruprompt_fast.requests.text_stream import TextStream
 
 if TYPE_CHECKING:
     from ruprompt_fast.cache import PrefixEntry
-    from ruprompt_fast.engine.decoding import TextDecoder
-    from ruprompt_fast.engine.requests import Request
+    from ruprompt_fast.requests.decoding import TextDecoder
+    from ruprompt_fast.requests.inputs import Request
 
 TokenIds = npt.NDArray[np.int64]
 

@@ -13,15 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ruprompt_fast.cache import KVPool, PrefixCache, PrefixEntry, page_hashes, prefix_key
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.cache import PrefixCache, PrefixEntry, page_hashes, prefix_key
 from ruprompt_fast.errors import CapacityError, IntegrityError
 from ruprompt_fast.ops import PAGE_SIZE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ruprompt_fast.engine.registry import LoadedPrompt
-    from ruprompt_fast.engine.requests import Request
+    from ruprompt_fast.requests.inputs import Request
+    from ruprompt_fast.requests.registry import LoadedPrompt
 
 TokenIds = npt.NDArray[np.int64]
 

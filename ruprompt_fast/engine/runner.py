@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ruprompt_fast.cache import KVPool
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.integration import AttentionSwitch
 from ruprompt_fast.ops import AttentionPlan, paged_attention, write_kv
-from ruprompt_fast.routing import AttentionSwitch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ class ModelRunner:
     """Runs the transformers module itself, with its attention over the pages of a pool.
 
     Args:
-        model: a decoder that passed :func:`~ruprompt_fast.routing.probe`, with ``embedding`` attached.
+        model: a decoder that passed :func:`~ruprompt_fast.integration.compatibility`, with ``embedding`` attached.
         embedding: the model's input embedding.
         pool: keys and values, one layer for each of the model's.
     """

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 from ruprompt_fast._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ruprompt_fast.prompts.base_format import BasePromptFormat
-    from ruprompt_fast.prompts.config import PromptConfig
-    from ruprompt_fast.prompts.context import PromptContext
-    from ruprompt_fast.prompts.deep import PrefixTuningProvider
-    from ruprompt_fast.prompts.encoding import EncodedPrompt
     from ruprompt_fast.prompts.ensemble import PromptEnsemble
-    from ruprompt_fast.prompts.format import PromptFormat
-    from ruprompt_fast.prompts.freeze import freeze_model
-    from ruprompt_fast.prompts.kv_shape import KVShape, check_kv_shape, kv_shape_of
+    from ruprompt_fast.prompts.files.config import PromptConfig
+    from ruprompt_fast.prompts.format.base_format import BasePromptFormat
+    from ruprompt_fast.prompts.format.encoding import EncodedPrompt
+    from ruprompt_fast.prompts.format.preprocessing import BasePreprocessor, Text2TextPreprocessor
+    from ruprompt_fast.prompts.format.prompt_format import PromptFormat
+    from ruprompt_fast.prompts.format.template import PROMPT_TOKEN, PROMPT_TOKEN_FOR_KEY, PROMPT_TOKEN_SHORT, is_marker
+    from ruprompt_fast.prompts.in_use import PromptContext
     from ruprompt_fast.prompts.multi import MultiPrompt
-    from ruprompt_fast.prompts.preprocessing import BasePreprocessor, Text2TextPreprocessor
     from ruprompt_fast.prompts.prompt import Prompt
-    from ruprompt_fast.prompts.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
-    from ruprompt_fast.prompts.reparametrized import LSTMPromptProvider, MLPPromptProvider
-    from ruprompt_fast.prompts.template import PROMPT_TOKEN, PROMPT_TOKEN_FOR_KEY, PROMPT_TOKEN_SHORT, is_marker
+    from ruprompt_fast.prompts.providers.deep import PrefixTuningProvider
+    from ruprompt_fast.prompts.providers.freeze import freeze_model
+    from ruprompt_fast.prompts.providers.kv_shape import KVShape, check_kv_shape, kv_shape_of
+    from ruprompt_fast.prompts.providers.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
+    from ruprompt_fast.prompts.providers.reparametrized import LSTMPromptProvider, MLPPromptProvider
 
 __all__ = [
     "PROMPT_TOKEN",
@@ -51,30 +51,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BasePreprocessor": "preprocessing",
-    "BasePromptFormat": "base_format",
-    "BasePromptProvider": "providers",
-    "EncodedPrompt": "encoding",
-    "KVShape": "kv_shape",
-    "LSTMPromptProvider": "reparametrized",
-    "MLPPromptProvider": "reparametrized",
-    "ModulePromptProvider": "providers",
+    "BasePreprocessor": "format.preprocessing",
+    "BasePromptFormat": "format.base_format",
+    "BasePromptProvider": "providers.providers",
+    "EncodedPrompt": "format.encoding",
+    "KVShape": "providers.kv_shape",
+    "LSTMPromptProvider": "providers.reparametrized",
+    "MLPPromptProvider": "providers.reparametrized",
+    "ModulePromptProvider": "providers.providers",
     "MultiPrompt": "multi",
-    "PROMPT_TOKEN": "template",
-    "PROMPT_TOKEN_FOR_KEY": "template",
-    "PROMPT_TOKEN_SHORT": "template",
-    "PrefixTuningProvider": "deep",
+    "PROMPT_TOKEN": "format.template",
+    "PROMPT_TOKEN_FOR_KEY": "format.template",
+    "PROMPT_TOKEN_SHORT": "format.template",
+    "PrefixTuningProvider": "providers.deep",
     "Prompt": "prompt",
-    "PromptConfig": "config",
-    "PromptContext": "context",
+    "PromptConfig": "files.config",
+    "PromptContext": "in_use",
     "PromptEnsemble": "ensemble",
-    "PromptFormat": "format",
-    "TensorPromptProvider": "providers",
-    "Text2TextPreprocessor": "preprocessing",
-    "check_kv_shape": "kv_shape",
-    "freeze_model": "freeze",
-    "is_marker": "template",
-    "kv_shape_of": "kv_shape",
+    "PromptFormat": "format.prompt_format",
+    "TensorPromptProvider": "providers.providers",
+    "Text2TextPreprocessor": "format.preprocessing",
+    "check_kv_shape": "providers.kv_shape",
+    "freeze_model": "providers.freeze",
+    "is_marker": "format.template",
+    "kv_shape_of": "providers.kv_shape",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

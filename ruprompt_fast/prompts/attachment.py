@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptMismatchError, shown
-from ruprompt_fast.prompts import base_model
-from ruprompt_fast.prompts.base_model import BaseModel
-from ruprompt_fast.prompts.providers import BasePromptProvider
+from ruprompt_fast.prompts.files import base_model
+from ruprompt_fast.prompts.files.base_model import BaseModel
+from ruprompt_fast.prompts.providers.providers import BasePromptProvider
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ def base_of(model: PreTrainedModel) -> BaseModel | None:
 
 
 def check_base(prompt: Prompt, model: PreTrainedModel) -> None:
-    """Refuse a prompt of another model, see :func:`~ruprompt_fast.prompts.base_model.check_base`."""
+    """Refuse a prompt of another model, see :func:`~ruprompt_fast.prompts.files.base_model.check_base`."""
     base_model.check_base(prompt, base_of(model), getattr(model.config, "name_or_path", None))
 
 

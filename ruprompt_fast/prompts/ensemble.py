@@ -21,17 +21,17 @@ from ruprompt_fast.errors import (
     UnknownPromptError,
     shown,
 )
-from ruprompt_fast.prompts.base_model import check_base
-from ruprompt_fast.prompts.ensemble_files import member_folders, write_members
-from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.paths import local_path
+from ruprompt_fast.prompts.files.base_model import check_base
+from ruprompt_fast.prompts.files.ensemble_files import member_folders, write_members
+from ruprompt_fast.prompts.files.paths import local_path
+from ruprompt_fast.prompts.format.prompt_format import PromptFormat
+from ruprompt_fast.prompts.format.verbalizers import Labels
 from ruprompt_fast.prompts.prompt import Prompt
-from ruprompt_fast.prompts.verbalizers import Labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ruprompt_fast.prompts.providers import BasePromptProvider
+    from ruprompt_fast.prompts.providers.providers import BasePromptProvider
 
 Input: TypeAlias = str | Mapping[str, str]
 

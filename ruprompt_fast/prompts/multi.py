@@ -15,12 +15,12 @@ from ruprompt_fast.errors import (
     shown,
 )
 from ruprompt_fast.prompts import attachment
-from ruprompt_fast.prompts.context import PromptContext
-from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.patched import tokenize_for_patched
+from ruprompt_fast.prompts.format.patched import tokenize_for_patched
+from ruprompt_fast.prompts.format.prompt_format import PromptFormat
+from ruprompt_fast.prompts.format.text_field import add_text
+from ruprompt_fast.prompts.in_use import PromptContext
 from ruprompt_fast.prompts.prompt import Prompt
-from ruprompt_fast.prompts.providers import BasePromptProvider
-from ruprompt_fast.prompts.text_field import add_text
+from ruprompt_fast.prompts.providers.providers import BasePromptProvider
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import NotInitializedError, PromptInitError
 from ruprompt_fast.prompts import attachment
-from ruprompt_fast.prompts.base_format import BasePromptFormat
-from ruprompt_fast.prompts.config import PromptConfig
-from ruprompt_fast.prompts.context import PromptContext
-from ruprompt_fast.prompts.deep import PrefixTuningProvider
-from ruprompt_fast.prompts.files import StoredPrompt
-from ruprompt_fast.prompts.format import PromptFormat
-from ruprompt_fast.prompts.patched import tokenize_for_patched
-from ruprompt_fast.prompts.providers import BasePromptProvider, TensorPromptProvider, as_provider
-from ruprompt_fast.prompts.storage import StoredPromptMixin
-from ruprompt_fast.prompts.text_field import add_text
+from ruprompt_fast.prompts.files.config import PromptConfig
+from ruprompt_fast.prompts.files.files import StoredPrompt
+from ruprompt_fast.prompts.files.storage import StoredPromptMixin
+from ruprompt_fast.prompts.format.base_format import BasePromptFormat
+from ruprompt_fast.prompts.format.patched import tokenize_for_patched
+from ruprompt_fast.prompts.format.prompt_format import PromptFormat
+from ruprompt_fast.prompts.format.text_field import add_text
+from ruprompt_fast.prompts.in_use import PromptContext
+from ruprompt_fast.prompts.providers.deep import PrefixTuningProvider
+from ruprompt_fast.prompts.providers.providers import BasePromptProvider, TensorPromptProvider, as_provider
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ruprompt_fast.errors import ConfigError, shown
-from ruprompt_fast.training.compressed import COMPRESSIONS
-from ruprompt_fast.training.data import OnBadRow
-from ruprompt_fast.training.row_format import Quoting, RowFormat
-from ruprompt_fast.training.sources import is_row_file
+from ruprompt_fast.runs.data.compressed import COMPRESSIONS
+from ruprompt_fast.runs.data.row_format import Quoting, RowFormat
+from ruprompt_fast.runs.data.rows import OnBadRow
+from ruprompt_fast.runs.data.sources import is_row_file
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Any, cast
 import yaml
 
 from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError, shown
-from ruprompt_fast.prompts.tensor_files import write_atomically, write_text
+from ruprompt_fast.prompts.files.tensor_files import write_atomically, write_text
 from ruprompt_fast.runs.config import config_yaml
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ruprompt_fast.errors import ConfigError, MissingFieldError, shown
-from ruprompt_fast.prompts.layout import Field, Layout, Text, field_names
-from ruprompt_fast.prompts.template import PROMPT_TOKEN, parse_template
+from ruprompt_fast.prompts.format.layout import Field, Layout, Text, field_names
+from ruprompt_fast.prompts.format.template import PROMPT_TOKEN, parse_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

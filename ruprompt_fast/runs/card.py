@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.runs.config import BUNDLED, TrainConfig
-from ruprompt_fast.runs.loading import BUNDLED_MODEL_NAME, members_of
+from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME, members_of
 from ruprompt_fast.training.recipes import Recipe
 
 _PLACE = '"path or hub id of this prompt"'

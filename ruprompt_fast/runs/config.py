@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import yaml
 
 from ruprompt_fast.errors import ConfigError, shown
-from ruprompt_fast.prompts.init_mode import InitMode
-from ruprompt_fast.training.data import OnBadRow
-from ruprompt_fast.training.row_format import Quoting, RowFormat
+from ruprompt_fast.prompts.providers.init_mode import InitMode
+from ruprompt_fast.runs.data.row_format import Quoting, RowFormat
+from ruprompt_fast.runs.data.rows import OnBadRow
 from ruprompt_fast.training.task import Task
 
 BUNDLED = "bundled"

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.cache import model_identity, prefix_key
-from ruprompt_fast.engine.progress import progress_bar
+from ruprompt_fast.dispatch.progress import progress_bar
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.artifacts import check_can_make
 from ruprompt_fast.runs.config import ModelConfig
-from ruprompt_fast.runs.loading import load_frozen, members_of
+from ruprompt_fast.runs.data.row_format import RowFormat
+from ruprompt_fast.runs.data.rows import BadRow, report_bad_rows
 from ruprompt_fast.runs.results import ResultFile
 from ruprompt_fast.runs.serving import (
     Answering,
@@ -30,8 +31,7 @@ from ruprompt_fast.runs.serving import (
     serve,
 )
 from ruprompt_fast.runs.source import RowSource, SourceRow
-from ruprompt_fast.training.data import BadRow, report_bad_rows
-from ruprompt_fast.training.row_format import RowFormat
+from ruprompt_fast.runs.start import load_frozen, members_of
 from ruprompt_fast.training.task import Task
 
 # A line's seed has the run's above the line's number.

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
-from ruprompt_fast.engine.packing import pack_model
 from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.layout import Rows, RowsFromText, field_names
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
-from ruprompt_fast.prompts.template import parse_template
+from ruprompt_fast.prompts.format.layout import Rows, RowsFromText, field_names
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
+from ruprompt_fast.prompts.format.template import parse_template
 from ruprompt_fast.training.attaching import attach_for_training, collect_prompts, detach, make_encoders
 from ruprompt_fast.training.datasets import encode_rows
 from ruprompt_fast.training.examples import ExampleEncoder

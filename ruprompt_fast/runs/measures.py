@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
-from ruprompt_fast.training.data import Rows
+from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.training.manifest import step_of
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from ruprompt_fast.runs.answer_config import EvaluateConfig
 from ruprompt_fast.runs.baselines import COPY, MAJORITY, PlainTemplate, copies, majority, plain_templates
 from ruprompt_fast.runs.comparison import Difference, compare_chrf, compare_means, compare_ratios
 from ruprompt_fast.runs.config import ModelConfig
+from ruprompt_fast.runs.data.rows import BadRow
 from ruprompt_fast.runs.loss import TaskLoss, loss_of_text, quantized, teacher_forced_loss
 from ruprompt_fast.runs.metrics import accuracy, chrf_metric, reference_streams, row_measures, text_metrics
 from ruprompt_fast.runs.serving import Answering, serve
 from ruprompt_fast.runs.word_lists import USUAL_SHARE, WordList, read_word_list
-from ruprompt_fast.training.data import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ruprompt_fast.errors import shown
-from ruprompt_fast.training.data import nearest
+from ruprompt_fast.runs.data.rows import nearest
 
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)": (?P<what>.*?)\.? (Got|Given) value: (?P<value>.*)')
 _TYPE = re.compile(r"Expected an? (<class '(?P<name>[\w.]+)'>|typing\.Literal\[(?P<options>[^\]]*)\])")

@@ -10,10 +10,10 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import yaml
 
 from ruprompt_fast.errors import ConfigError, MissingDependencyError, RupromptError, shown
+from ruprompt_fast.runs.data.rows import nearest, scalar_text
 from ruprompt_fast.runs.parser_messages import in_our_words
 from ruprompt_fast.runs.task_files import TASK_FILES, configs_of
 from ruprompt_fast.runs.yaml_files import read_yaml
-from ruprompt_fast.training.data import nearest, scalar_text
 
 Config = TypeVar("Config")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import CheckpointError, FileWriteError, OutputExistsError, shown
-from ruprompt_fast.prompts.tensor_files import write_text
+from ruprompt_fast.prompts.files.tensor_files import write_text
 from ruprompt_fast.training.ownership import owning_file
 from ruprompt_fast.training.writing import is_stream, naming_write_errors, write_all
 

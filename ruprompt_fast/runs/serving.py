@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ruprompt_fast.core import Class, GenerationOutput
-from ruprompt_fast.engine.context import new_tokens
-from ruprompt_fast.engine.merging import merged_config
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.ensemble_files import is_ensemble_folder
+from ruprompt_fast.prompts.files.ensemble_files import is_ensemble_folder
+from ruprompt_fast.requests.merging import merged_config
+from ruprompt_fast.requests.new_tokens import new_tokens
 from ruprompt_fast.runs.answer_config import ServedModelConfig
 from ruprompt_fast.runs.artifacts import CONFIG_FILE
 from ruprompt_fast.runs.config import BUNDLED, ModelConfig, TrainConfig
-from ruprompt_fast.runs.loading import BUNDLED_MODEL_NAME, members_of
 from ruprompt_fast.runs.parsing import read_config
+from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME, members_of
 from ruprompt_fast.training.attaching import collect_prompts
 from ruprompt_fast.training.task import Task
 

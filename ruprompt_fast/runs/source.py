@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruprompt_fast.errors import ContextLengthError, TrainingDataError
-from ruprompt_fast.training.data import BadRow, OnBadRow, checked_row, report_bad_rows
-from ruprompt_fast.training.json_lines import read_jsonl
-from ruprompt_fast.training.row_format import Record, RowFormat
-from ruprompt_fast.training.sources import FILE_NAMES, is_row_file, records, source_path, text_column_of
+from ruprompt_fast.runs.data.json_lines import read_jsonl
+from ruprompt_fast.runs.data.row_format import Record, RowFormat
+from ruprompt_fast.runs.data.rows import BadRow, OnBadRow, checked_row, report_bad_rows
+from ruprompt_fast.runs.data.sources import FILE_NAMES, is_row_file, records, source_path, text_column_of
 from ruprompt_fast.training.writing import file_digest, is_stream
 
 
@@ -35,7 +35,7 @@ class RowSource:
     """The input's rows, read one by one.
 
     Args:
-        source: a file of rows, see :func:`~ruprompt_fast.training.data.load_rows`, or a pipe of JSON lines.
+        source: a file of rows, see :func:`~ruprompt_fast.runs.data.rows.load_rows`, or a pipe of JSON lines.
         columns: the columns to read.
         new_fields: fields that a row must not have, because the output gets them.
         on_bad_row: whether a row that cannot be used is an error or is left out.

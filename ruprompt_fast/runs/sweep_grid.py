@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from ruprompt_fast.errors import ConfigError
-from ruprompt_fast.prompts.init_mode import InitMode
+from ruprompt_fast.prompts.providers.init_mode import InitMode
 from ruprompt_fast.runs.config import ProviderConfig, TrainConfig
 from ruprompt_fast.training.task import Task
 

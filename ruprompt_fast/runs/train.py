@@ -17,7 +17,7 @@ from ruprompt_fast.embedding import detach_prompts
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.tensor_files import write_text
+from ruprompt_fast.prompts.files.tensor_files import write_text
 from ruprompt_fast.runs.artifacts import (
     CARD_FILE,
     begin,
@@ -33,10 +33,10 @@ from ruprompt_fast.runs.artifacts import (
 )
 from ruprompt_fast.runs.card import TrainedPrompt, model_card
 from ruprompt_fast.runs.config import TrainConfig
-from ruprompt_fast.runs.loading import fitting_data, load_data, load_frozen, make_prompt, members_of
+from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.runs.measures import Clock, FirstSteps, figures_of, seconds_of
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
-from ruprompt_fast.training.data import Rows
+from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt, members_of
 from ruprompt_fast.training.trainer import PromptTrainer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ruprompt_fast.errors import ConfigError, PromptFileError, shown
-from ruprompt_fast.prompts.reading.regular_file import open_regular
+from ruprompt_fast.prompts.files.reading.regular_file import open_regular
 
 OBSCENE = "obscene"
 """The name of the list of rude Russian words that comes with the package."""

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from ruprompt_fast.errors import ConfigError, PromptFileError, shown
-from ruprompt_fast.prompts.reading.regular_file import open_regular
-from ruprompt_fast.prompts.texts import is_text
+from ruprompt_fast.prompts.files.reading.regular_file import open_regular
+from ruprompt_fast.prompts.format.texts import is_text
 
 MAX_YAML_BYTES = 128 * 2**10
 """Bytes of a configuration. The parser reads about 100 KB in a second."""

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ruprompt_fast.errors import RupromptError, TaskError, shown
+from ruprompt_fast.integration import context_length
 from ruprompt_fast.prompts import PromptFormat
-from ruprompt_fast.prompts.encoding import row_ids
-from ruprompt_fast.prompts.layout import Layout, Rows
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
-from ruprompt_fast.prompts.targets import TextWithTarget, tokenize_decoder_targets, tokenize_with_targets
-from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
-from ruprompt_fast.routing import context_length
+from ruprompt_fast.prompts.format.encoding import row_ids
+from ruprompt_fast.prompts.format.layout import Layout, Rows
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
+from ruprompt_fast.prompts.format.targets import TextWithTarget, tokenize_decoder_targets, tokenize_with_targets
+from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
 from ruprompt_fast.training.label_words import LabelWords
 from ruprompt_fast.training.task import Task
 

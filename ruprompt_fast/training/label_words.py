@@ -7,9 +7,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ruprompt_fast.errors import LabelError
-from ruprompt_fast.prompts.continuations import Continuations, WordsBehind, decoder_words
-from ruprompt_fast.prompts.layout import Layout
-from ruprompt_fast.prompts.verbalizers import Verbalizers
+from ruprompt_fast.prompts.format.continuations import Continuations, WordsBehind, decoder_words
+from ruprompt_fast.prompts.format.layout import Layout
+from ruprompt_fast.prompts.format.verbalizers import Verbalizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

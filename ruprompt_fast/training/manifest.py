@@ -14,7 +14,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ruprompt_fast.errors import CheckpointError, shown
-from ruprompt_fast.prompts.tensor_files import write_atomically
+from ruprompt_fast.prompts.files.tensor_files import write_atomically
 from ruprompt_fast.training.writing import file_digest
 
 COMPLETE_FILE = "complete.json"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ruprompt_fast.integration import AttentionSwitch, FrozenLayers, OutputLayer
 from ruprompt_fast.ops import NO_PREFIX, PackedSequences, shared_prefix_attention
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
-from ruprompt_fast.routing import AttentionSwitch, FrozenLayers, OutputLayer
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example
 from ruprompt_fast.training.losses import BatchLoss, batch_loss, choices_of, target_logprobs
 
@@ -207,7 +207,7 @@ class _Pack:
 
 
 class _SharedPrefixAttending:
-    """Attention of one forward pass; see :class:`~ruprompt_fast.routing.Attending`.
+    """Attention of one forward pass; see :class:`~ruprompt_fast.integration.Attending`.
 
     Args:
         sequences: how the tokens are packed.

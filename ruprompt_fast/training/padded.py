@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
-from ruprompt_fast.routing import FrozenLayers
+from ruprompt_fast.integration import FrozenLayers
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example
 from ruprompt_fast.training.losses import BatchLoss, batch_loss, choices_of, target_logprobs
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from ruprompt_fast.errors import UnsupportedModelError
-from ruprompt_fast.routing import probe
+from ruprompt_fast.integration import probe
 from ruprompt_fast.training.examples import Example
 from ruprompt_fast.training.losses import BatchLoss
 from ruprompt_fast.training.packed import PackedRunner

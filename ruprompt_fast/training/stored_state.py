@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ruprompt_fast.embedding import PROVIDERS_KEY, provider_tensors
 from ruprompt_fast.errors import CheckpointError, PromptFileError, shown
-from ruprompt_fast.prompts.tensor_files import read_safetensors
+from ruprompt_fast.prompts.files.tensor_files import read_safetensors
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

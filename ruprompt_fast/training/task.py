@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
-from ruprompt_fast.prompts.layout import Field, Layout, Text, field_names
-from ruprompt_fast.prompts.template import parse_template
-from ruprompt_fast.prompts.verbalizers import Verbalizers, read_labels
+from ruprompt_fast.prompts.format.layout import Field, Layout, Text, field_names
+from ruprompt_fast.prompts.format.template import parse_template
+from ruprompt_fast.prompts.format.verbalizers import Verbalizers, read_labels
 from ruprompt_fast.training.classes import find_class
 
 Objective = Literal["text2text", "style", "classification"]

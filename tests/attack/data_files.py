@@ -16,8 +16,8 @@ from pathlib import Path
 from attack.tally import Tally
 
 from ruprompt_fast.errors import RupromptError
-from ruprompt_fast.training.data import load_rows
-from ruprompt_fast.training.sources import records
+from ruprompt_fast.runs.data.rows import load_rows
+from ruprompt_fast.runs.data.sources import records
 
 COLUMNS = ("text", "target", "more")
 WORDS = (

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ruprompt_fast.cache import HostPages, KVPool, LayerShape, PrefixCache, PrefixEntry, prefix_key
+from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, LayerShape
+from ruprompt_fast.cache import PrefixCache, PrefixEntry, prefix_key
 from ruprompt_fast.errors import PrefixEntryError, PromptLengthError, TensorArgumentError
 from ruprompt_fast.ops.kv_pages import PAGE_SIZE
 

@@ -10,11 +10,11 @@ from engine.reference import NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_res
 from tolerances import LOGITS_ERROR
 from torch import Tensor
 
+from ruprompt_fast.dispatch.build import EngineOptions
+from ruprompt_fast.dispatch.dispatcher import Dispatcher
 from ruprompt_fast.embedding import attach_prompts
-from ruprompt_fast.engine.build import EngineOptions
-from ruprompt_fast.engine.dispatch import Dispatcher
-from ruprompt_fast.engine.registry import PromptRegistry
-from ruprompt_fast.engine.requests import encode_requests
+from ruprompt_fast.requests.inputs import encode_requests
+from ruprompt_fast.requests.registry import PromptRegistry
 
 LENGTHS = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 CONTINUATION = [5, 9, 14]

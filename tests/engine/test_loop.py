@@ -12,7 +12,7 @@ import pytest
 from patience import HANG_SECONDS, wait_for
 from patience import join_all as join
 
-from ruprompt_fast.engine.fair_lock import FairLock
+from ruprompt_fast.concurrency.fair_lock import FairLock
 from ruprompt_fast.engine.loop import StepLoop
 from ruprompt_fast.errors import EngineStepError, ForkedProcessError, ReentrantCallError
 

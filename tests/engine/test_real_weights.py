@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.dispatch.build import EngineOptions
+from ruprompt_fast.dispatch.dispatcher import Dispatcher
 from ruprompt_fast.embedding import attach_prompts
-from ruprompt_fast.engine.build import EngineOptions
-from ruprompt_fast.engine.dispatch import Dispatcher
-from ruprompt_fast.engine.registry import PromptRegistry
-from ruprompt_fast.engine.requests import encode_requests
+from ruprompt_fast.requests.inputs import encode_requests
+from ruprompt_fast.requests.registry import PromptRegistry
 
 pytestmark = pytest.mark.slow
 

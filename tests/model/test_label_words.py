@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.test_decoding import TOKENIZERS
+from every_tokenizer import TOKENIZERS
 from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 

@@ -15,7 +15,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel, LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.errors import HubError, NotInitializedError, PromptFileError, TrainingDataError
-from ruprompt_fast.training.data import load_rows
+from ruprompt_fast.runs.data.rows import load_rows
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.test_decoding import TOKENIZERS
+from every_tokenizer import TOKENIZERS
 from model.test_label_words import llama, make_prompt
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
 

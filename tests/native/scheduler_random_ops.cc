@@ -13,7 +13,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "../../csrc/scheduler.h"
+#include "scheduler/scheduler.h"
 
 namespace {
 

@@ -65,8 +65,8 @@ def test_the_source_distribution_is_complete(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tops = {
-        "csrc/bind.cc",
-        "csrc/dtype.h",
+        "csrc/bindings/bind.cc",
+        "csrc/cpu/dtype.h",
         "kernels/splice.py",
         "LICENSE",
         "Makefile",

@@ -28,7 +28,7 @@ from ruprompt_fast import (
     TensorPromptProvider,
 )
 from ruprompt_fast.errors import PromptFileError, PromptMismatchError, UnknownBaseModelWarning
-from ruprompt_fast.prompts.base_model import BaseModel
+from ruprompt_fast.prompts.files.base_model import BaseModel
 
 TEMPLATE = "<P*3>{text}"
 NAMES = [

@@ -19,7 +19,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from ruprompt_fast.errors import FieldTypeError, MissingFieldError, TokenIdError, UnsupportedModelError
 from ruprompt_fast.prompts import EncodedPrompt, PromptFormat
-from ruprompt_fast.prompts.tokenizer_state import tokenizer_state
+from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
 
 FAMILIES = list(BUILDERS)
 FIRST = 10_000

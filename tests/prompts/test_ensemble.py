@@ -18,9 +18,10 @@ from ruprompt_fast.errors import (
     PromptInitError,
     PromptMismatchError,
 )
-from ruprompt_fast.prompts import Prompt, PromptFormat, TensorPromptProvider, tensor_files
+from ruprompt_fast.prompts import Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.ensemble_files import is_ensemble_folder
+from ruprompt_fast.prompts.files import tensor_files
+from ruprompt_fast.prompts.files.ensemble_files import is_ensemble_folder
 
 TEMPLATE = "<P*3>{text}<P>"
 

@@ -25,7 +25,8 @@ from ruprompt_fast.errors import (
     UnknownArgumentError,
     UnsafeFileError,
 )
-from ruprompt_fast.prompts import LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider, tensor_files
+from ruprompt_fast.prompts import LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.prompts.files import tensor_files
 
 ROWS = torch.arange(3 * WIDTH, dtype=torch.float32).reshape(3, WIDTH)
 

@@ -26,7 +26,7 @@ from ruprompt_fast.prompts import (
     TensorPromptProvider,
     freeze_model,
 )
-from ruprompt_fast.prompts.base_model import BaseModel
+from ruprompt_fast.prompts.files.base_model import BaseModel
 
 Tokenizer = PreTrainedTokenizerFast
 

@@ -10,8 +10,8 @@ from corpora import corpus
 
 from ruprompt_fast import FastPromptModel, bundled
 from ruprompt_fast.cli import main
-from ruprompt_fast.training.data import load_rows
-from ruprompt_fast.training.row_format import RowFormat
+from ruprompt_fast.runs.data.row_format import RowFormat
+from ruprompt_fast.runs.data.rows import load_rows
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.runs.answer_config import GenerateConfig, ServedModelConfig
 from ruprompt_fast.runs.config import ModelConfig
 from ruprompt_fast.runs.generate import generate
-from ruprompt_fast.runs.loading import load_frozen
+from ruprompt_fast.runs.start import load_frozen
 from ruprompt_fast.runs.train import train
 
 

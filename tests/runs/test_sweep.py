@@ -120,7 +120,7 @@ def test_what_decides_the_result_decides_the_digest(tmp_path: Path) -> None:
 
 
 def _recipe_rate(config: Any) -> float:
-    from ruprompt_fast.runs.loading import make_provider
+    from ruprompt_fast.runs.start import make_provider
     from ruprompt_fast.training import recipe_for
 
     return recipe_for(make_provider(config.provider, 0)).learning_rate

@@ -22,9 +22,9 @@ from tiny_models import sharp_model, tiny_tokenizer
 from ruprompt_fast import FastPromptModel, Prompt, errors
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.runs.config import ModelConfig, ProviderConfig, TrainConfig, config_yaml
+from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.runs.parsing import read_config
 from ruprompt_fast.runs.train import TrainOutcome, train, train_prompt
-from ruprompt_fast.training.data import Rows
 from ruprompt_fast.training.task import Task
 from ruprompt_fast.training.trainer import PromptTrainer
 

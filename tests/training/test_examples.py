@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from ruprompt_fast import PromptFormat
 from ruprompt_fast.errors import ContextLengthError, FieldTypeError, LabelError, MissingFieldError, TaskError
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example, ExampleEncoder
 from ruprompt_fast.training.task import Task
 

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ruprompt_fast import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.embedding import PromptSlot, SplicedEmbedding, attach_prompts, original_embedding
 from ruprompt_fast.prompts import BasePromptProvider, ModulePromptProvider
-from ruprompt_fast.prompts.preprocessing import IGNORED_LABEL
+from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example, ExampleEncoder
 from ruprompt_fast.training.packed import PackedRunner
 from ruprompt_fast.training.runners import Runner, make_runner

@@ -1,0 +1,1 @@
+"""What runs a step: one backend for each kind of device."""

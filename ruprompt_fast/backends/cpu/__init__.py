@@ -1,0 +1,1 @@
+"""The CPU: packed layers, paged attention, and a sampler in NumPy."""

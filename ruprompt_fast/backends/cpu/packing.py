@@ -1,0 +1,286 @@
+"""Packs the frozen linear layers of a transformers model in place, and puts them back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ruprompt_fast.backends.cpu.lending import ReleasedWeight
+from ruprompt_fast.backends.cpu.packable import dropouts, has_hooks, linear_places, reason_to_skip
+from ruprompt_fast.backends.cpu.packed_layer import LinearWeight, PackedConv1D, PackedLayer, PackedLinear
+from ruprompt_fast.errors import FrozenLayerError
+from ruprompt_fast.integration.activations import OnePassActivation, fused_pairs, slow_activations
+from ruprompt_fast.ops.packed_linear import Activation
+
+_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+class NoDropout(nn.Identity):
+    """What stands for a dropout module in a model that does not train; it costs a quarter of the call."""
+
+    p = 0.0
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """A module of the model, and the one that stands for it.
+
+    Attributes:
+        original: the model's own.
+        standing: what stands for it.
+        packed: what ``standing`` computed with when it was put there, if it is a packed layer.
+        released: the original's weight, if its memory was given back.
+    """
+
+    original: nn.Module
+    standing: nn.Module
+    packed: LinearWeight | None = None
+    released: ReleasedWeight | None = None
+
+    @property
+    def layer(self) -> PackedLayer | None:
+        """The packed layer, if it is one."""
+        return self.standing if isinstance(self.standing, PackedLayer) else None
+
+    def sees_write(self) -> bool:
+        """Whether the plain form of a packed weight was written to."""
+        return isinstance(self.standing, PackedLayer) and self.standing.is_written
+
+    def is_unchanged(self, thorough: bool) -> bool:
+        """Whether the packed weight is still that of the model."""
+        layer, released = self.layer, self.released
+        if layer is None or released is None or released.is_assigned or layer.packed is not self.packed:
+            return False
+        return not (layer.is_lent if thorough else layer.is_written)
+
+
+class PackedModel:
+    """A model whose linear layers are packed; made by :func:`pack_model`.
+
+    Attributes:
+        model: the model.
+        packed: the packed layers' names.
+        skipped: the names of the linear layers that are left as they were, with the reason.
+    """
+
+    def __init__(self, model: PreTrainedModel, int8: bool = False) -> None:
+        self.model = model
+        self.packed: tuple[str, ...] = ()
+        self.skipped: dict[str, str] = {}
+        self._int8 = int8
+        self._replacements: list[_Replacement] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that the packed weights take."""
+        return sum(layer.num_bytes for layer in self.model.modules() if isinstance(layer, PackedLayer))
+
+    @property
+    def released(self) -> list[Tensor]:
+        """The parameters whose memory is given back; others may hold them, and write to them."""
+        return [each.released.parameter for each in self._replacements if each.released is not None]
+
+    def sees_write(self) -> bool:
+        """Whether something has written to the plain form of a packed weight."""
+        return any(each.sees_write() for each in self._replacements)
+
+    def unpack(self) -> PreTrainedModel:
+        """Put the model's own modules back, the same objects with the same parameters, and return the model.
+
+        Weights come back bit for bit, or as :meth:`~torch.nn.Module.to`, ``load_state_dict`` or writing to the packed
+        layers' ``weight`` have changed them since. After ``int8=True`` they come back as the model has been computing
+        with them, ``value * scale``: what rounding took away is gone, except where another module kept the plain
+        weight, as a tied token table does. A tied layer shares its partner's parameter again. Does nothing the second
+        time. A module that something else has replaced meanwhile stays replaced; one that something else has put a
+        module around is put back inside that.
+        """
+        replacements, self._replacements = self._replacements, []
+        for each in replacements:
+            _restore(each)
+        _put_back(self.model, replacements)
+        return self.model
+
+    def packed_anew(self, thorough: bool = False) -> PackedModel:
+        """Pack the model as it is now; what still holds keeps its packed form. This object cannot be used any more.
+
+        Args:
+            thorough: pack every weight anew whose plain form somebody holds.
+
+        Raises:
+            FrozenLayerError: something has written to a parameter whose memory is given back. The next call goes on
+                without what was written.
+        """
+        self._check_released()
+        replacements, self._replacements = self._replacements, []
+        kept: dict[int, PackedLayer] = {}
+        for each in replacements:
+            if each.layer is not None and each.is_unchanged(thorough):
+                each.original.register_parameter("bias", each.layer.bias)
+                kept[id(each.original)] = each.layer
+            else:
+                _restore(each)
+        _put_back(self.model, replacements)
+        return _pack(self.model, self._int8, kept)
+
+    def _check_released(self) -> None:
+        released = [each.released for each in self._replacements if each.released is not None]
+        written = [each for each in released if each.is_written]
+        for each in written:
+            each.release()
+        if written:
+            raise FrozenLayerError(
+                f"{len(written)} weights, the first of shape {list(written[0].parameter.shape)}, were written to "
+                "through parameters that are held since before the model was served; their numbers are packed "
+                "elsewhere, and what was written is lost. Take them from the model (layer.weight) instead, assign "
+                "them, or use load_state_dict(); the next call goes on with the weights as they were."
+            )
+
+    def _replace(self, parent: nn.Module, name: str, module: nn.Module, **details: Any) -> None:
+        original = cast(nn.Module, parent._modules[name])
+        for hooks in _HOOKS:  # whoever hooks one of the two hooks both
+            setattr(module, hooks, getattr(original, hooks))
+        module.train(original.training)
+        self._replacements.append(_Replacement(original, module, **details))
+        parent._modules[name] = module
+
+
+def pack_model(model: PreTrainedModel, *, int8: bool = False) -> PackedModel:
+    """Replace every linear layer (``nn.Linear``, ``Conv1D``) of a model by a :class:`PackedLayer`, for inference.
+
+    The plain weights are released: a parameter that somebody holds keeps its shape, reads as NaN and cannot be written
+    to. The output layer is packed too; where its weight is the token table, that table stays, because rows are read
+    from it. A GELU, SiLU or ReLU that alone reads a packed layer is computed in the same pass, and a GELU elsewhere in
+    one pass; dropout of a model in evaluation mode is passed by. A packed model gives no gradients.
+
+    Layers of another class (also subclasses), on another device, in another dtype than float32 or bfloat16, in memory
+    that other processes share, or whose weight the module around them reads itself, are left as they are, and so is
+    what has hooks: :attr:`PackedModel.skipped` names the layers.
+
+    Args:
+        model: a model in evaluation mode; it is changed in place.
+        int8: keep weights as int8 with one scale per output channel, a quarter of float32's memory. Activations stay in
+            the model's dtype. A layer whose weight is not finite is left as it is.
+    """
+    return _pack(model, int8, {})
+
+
+def _pack(model: PreTrainedModel, int8: bool, kept: dict[int, PackedLayer]) -> PackedModel:
+    """Pack a model; layers whose identities are in ``kept`` have no plain weight, but these packed ones."""
+    handle = PackedModel(model, int8)
+    try:
+        _pack_layers(handle, int8, kept)
+    except BaseException:
+        handle.unpack()
+        for place in linear_places(model):
+            _fill(place.module, kept)
+        raise
+    return handle
+
+
+def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLayer]) -> None:
+    model = handle.model
+    fusions = {
+        (id(pair.parent), pair.linear): pair
+        for pair in fused_pairs(model)
+        if not has_hooks(pair.parent.get_submodule(pair.act))
+    }
+    places = []
+    for place in linear_places(model):
+        reason = reason_to_skip(place, int8, id(place.module) in kept)
+        if reason is None:
+            places.append(place)
+        else:
+            _fill(place.module, kept)
+            handle.skipped[place.path] = reason
+    in_use = _parameters_in_use(model, {id(place.module) for place in places})
+    for index, place in enumerate(places):
+        pair = fusions.get((id(place.parent), place.name))
+        weight = place.module.weight
+        is_last = all(later.module.weight is not weight for later in places[index + 1 :])
+        activation = pair.activation if pair else None
+        before = kept.get(id(place.module))
+        if before is None:
+            layer = _packed(place.module, activation, int8, tied=id(weight) in in_use)
+        else:
+            layer = before.with_activation(activation)
+        released = None
+        if id(weight) not in in_use and is_last:
+            if before is None:
+                layer.watch_memory(weight)
+            # The parameter itself stays, and with it every reference to it: unpacking fills it again.
+            released = ReleasedWeight(cast(nn.Parameter, weight))
+        handle._replace(place.parent, place.name, layer, packed=layer.packed, released=released)
+        if pair is not None:
+            handle._replace(pair.parent, pair.act, nn.Identity())
+    for parent, name, activation in list(slow_activations(model)):
+        if not has_hooks(parent.get_submodule(name)):
+            handle._replace(parent, name, OnePassActivation(activation))
+    for parent, name in list(dropouts(model)):
+        handle._replace(parent, name, NoDropout())
+    handle.packed = tuple(place.path for place in places)
+
+
+def _parameters_in_use(model: nn.Module, packed_ids: set[int]) -> set[int]:
+    """Identities of the parameters that modules other than the packed ones own."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if id(module) not in packed_ids
+        for parameter in module._parameters.values()
+    }
+
+
+def _packed(module: nn.Linear | Conv1D, activation: Activation | None, int8: bool, tied: bool) -> PackedLayer:
+    kind = PackedConv1D if type(module) is Conv1D else PackedLinear
+    return kind(module.weight, module.bias, activation=activation, int8=int8, tied=tied)
+
+
+def _put_back(model: nn.Module, replacements: Sequence[_Replacement]) -> None:
+    """Put the originals where what stands for them is now: something else may have put a module around it."""
+    originals = {id(each.standing): each.original for each in replacements}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            original = originals.get(id(child))
+            if child is None or original is None:
+                continue
+            original.train(child.training)
+            if "forward" in vars(child):
+                original.forward = child.forward
+            parent._modules[name] = original
+
+
+def _restore(each: _Replacement) -> None:
+    """Give the original of a packed layer its weight back, unless other code has given it another one."""
+    layer, released = each.layer, each.released
+    if layer is None:
+        return
+    original = cast(nn.Linear, each.original)
+    original.register_parameter("bias", layer.bias)
+    is_assigned = released is not None and released.is_assigned
+    if is_assigned and layer.packed is each.packed and not layer.is_written:
+        return
+    _fill(original, {id(original): layer})
+
+
+def _fill(original: nn.Linear | Conv1D, layers: dict[int, PackedLayer]) -> None:
+    layer = layers.get(id(original))
+    if layer is None:
+        return
+    weight = layer.weight
+    if isinstance(weight, nn.Parameter):
+        original.weight = weight
+    else:
+        original.weight.data = weight

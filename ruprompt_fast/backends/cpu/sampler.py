@@ -1,0 +1,168 @@
+"""Chooses the next token of every sequence in a step, each with its own settings and its own noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ruprompt_fast.backends.cpu.history import History, Scores, TokenIds, token_array
+from ruprompt_fast.backends.cpu.noise import noise_key, sample_index
+from ruprompt_fast.errors import NonFiniteLogitsError
+from ruprompt_fast.requests.sampling_params import SamplingParams
+
+_COLD = 1e-3  # a score divided by less may leave float32
+_BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80
+
+
+@dataclass
+class SamplingRow:
+    """One sequence that waits for a token. May be kept from step to step while ``new_ids`` grows.
+
+    Attributes:
+        params: the request's settings.
+        input_ids: ids of the input; ids beyond the vocabulary stand for prompt rows.
+        new_ids: ids generated so far.
+        stream: number of the sequence's noise within its request.
+        num_samples: tokens to draw, with the streams ``stream .. stream + num_samples - 1``; greedy ones are equal.
+    """
+
+    params: SamplingParams
+    input_ids: Sequence[int] | TokenIds
+    new_ids: list[int]
+    stream: int = 0
+    num_samples: int = 1
+
+    @cached_property
+    def input_array(self) -> TokenIds:
+        """``input_ids`` as int64."""
+        return token_array(self.input_ids)
+
+
+@dataclass(slots=True)
+class SampledToken:
+    """What was chosen for one row.
+
+    Attributes:
+        token_ids: one id per sample.
+        logprobs: log-softmax of the processed and filtered scores at each id, in nats, if the request asked for them.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+
+
+class Sampler:
+    """Turns logits into token ids.
+
+    Every row is computed by itself: its result does not depend on the rows beside it, on their number or order.
+
+    Args:
+        vocab_size: columns of the logits that are tokens; what stands behind them is never looked at.
+        banned_ids: ids below ``vocab_size`` that are never generated, such as ids that the tokenizer does not have.
+    """
+
+    def __init__(self, vocab_size: int, banned_ids: Sequence[int] = ()) -> None:
+        self._vocab_size = vocab_size
+        self._banned = frozenset(banned_ids)
+        self._banned_ids = token_array(sorted(self._banned))
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+        """Choose a token for every row, or several where a row asks for several samples.
+
+        Args:
+            logits: [rows, at least vocab_size], any floating dtype; read as float32 and left unchanged.
+            rows: one for each row of the logits.
+
+        Raises:
+            NonFiniteLogitsError: a row has NaN, plus infinity, or no token left; the error's ``row`` is its index.
+        """
+        table = logits.detach()[:, : self._vocab_size].cpu()
+        return [self._choose(table[index], row, index) for index, row in enumerate(rows)]
+
+    def _choose(self, logits: Tensor, row: SamplingRow, index: int) -> SampledToken:
+        if row.params.is_plain_greedy:
+            token = largest(logits)
+            if token is not None and token not in self._banned:
+                return SampledToken([token] * row.num_samples)
+        return self._choose_among(self._processed(logits, row), row, index)
+
+    def _choose_among(self, scores: Scores, row: SamplingRow, index: int) -> SampledToken:
+        params = row.params
+        if params.do_sample and params.temperature != 1.0:
+            _scale(scores, params)
+        best = int(scores.argmax())
+        if not math.isfinite(scores[best]):
+            raise NonFiniteLogitsError(_broken(index, float(scores[best])), index)
+        if not params.do_sample:
+            return self._result(scores, [best] * row.num_samples, None, params)
+        ids: TokenIds | None = None
+        for keep in params.filters:
+            kept = keep(scores)
+            scores, ids = scores[kept], kept if ids is None else ids[kept]
+        step = len(row.new_ids)
+        drawn = [
+            sample_index(scores, noise_key(params.seed, row.stream + sample, step), ids)
+            for sample in range(row.num_samples)
+        ]
+        return self._result(scores, drawn, ids, params)
+
+    def _processed(self, logits: Tensor, row: SamplingRow) -> Scores:
+        scores: Scores = logits.to(torch.float32, copy=True).numpy()
+        if row.params.processors:
+            history = History(row.input_array, row.new_ids)
+            for process in row.params.processors:
+                process(scores, history)
+        scores[self._banned_ids] = -np.inf
+        return scores
+
+    @staticmethod
+    def _result(scores: Scores, drawn: list[int], ids: TokenIds | None, params: SamplingParams) -> SampledToken:
+        tokens = drawn if ids is None else ids[drawn].tolist()
+        return SampledToken(tokens, token_logprobs(scores, drawn) if params.logprobs else None)
+
+
+def largest(logits: Tensor) -> int | None:
+    """The index of the largest of one row of logits [vocabulary]; None unless it is finite and no logit is NaN.
+
+    Bfloat16 is compared as integers, which order positive numbers as floats do: converting the rows of a batch of 32
+    took as long as all their LayerNorms.
+    """
+    if logits.dtype is torch.bfloat16:
+        bits = logits.view(torch.int16).numpy()
+        index = int(bits.argmax())
+        # Infinity and positive NaN are the largest integers, negative NaN the largest of the unsigned ones.
+        if 0 < bits[index] < _BF16_INFINITY and bits.view(np.uint16).max() <= _BF16_MINUS_INFINITY:
+            return index
+    values = logits.float().numpy()
+    index = int(values.argmax())  # a NaN counts as the largest
+    return index if math.isfinite(values[index]) else None
+
+
+def _scale(scores: Scores, params: SamplingParams) -> None:
+    """Divide by the temperature, in place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A row of the smallest finite numbers must not become minus infinity, nor the largest score infinity.
+        if params.remove_invalid_values or (params.temperature < _COLD and np.isfinite(scores.max())):
+            scores -= scores.max()
+        scores /= np.float32(params.temperature)
+
+
+def token_logprobs(scores: Scores, indices: Sequence[int]) -> list[float]:
+    """Log-softmax of one row of scores at the indices, in nats."""
+    largest = float(scores.max())
+    total = largest + math.log(float(np.exp(scores - np.float32(largest)).sum(dtype=np.float64)))
+    return [float(scores[index]) - total for index in indices]
+
+
+def _broken(index: int, value: float) -> str:
+    found = "NaN" if math.isnan(value) else "plus infinity" if value > 0 else "no token that is not ruled out"
+    return (
+        f"row {index} of the logits must have a finite largest score; found {found}. Check the model's weights and the "
+        "request's banned and forced tokens, or set remove_invalid_values=True."
+    )

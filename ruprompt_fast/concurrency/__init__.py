@@ -1,0 +1,1 @@
+"""Threads of our own, and the lock that they share."""

@@ -1,0 +1,1 @@
+"""The transformers fallback: padded batches on transformers' own generate."""

@@ -1,0 +1,167 @@
+"""Whether the engine computes what a model computes; asked once, when the model is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ruprompt_fast.backends.cpu.kv_pool import LayerShape
+from ruprompt_fast.errors import AttentionError, UnsupportedModelError, described
+from ruprompt_fast.integration.attention import AttentionSwitch
+from ruprompt_fast.integration.context_length import context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+
+_SEQUENCE_LENS = (13, 7)
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Their frequencies follow the longest sequence of the batch, so a request would depend on its neighbours.
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# How far packed logits may lie from the model's own, in the Frobenius norm: a wrong mask or position is off by tenths.
+_RELATIVE_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def probe(model: PreTrainedModel, embedding: SplicedEmbedding) -> list[LayerShape]:
+    """Run two short sequences packed through our attention, and each alone through the model's own.
+
+    Returns:
+        The shape of every layer's keys and values.
+
+    Raises:
+        UnsupportedModelError: the model cannot run on the engine; the message says why.
+    """
+    _check_architecture(model)
+    table_size, dtype = embedding.weight.shape[0], embedding.weight.dtype
+    if dtype not in _RELATIVE_ERROR:
+        raise UnsupportedModelError(f"the engine computes in float32, bfloat16 or float16; the model is {dtype}.")
+    total = sum(_SEQUENCE_LENS)
+    input_ids = torch.arange(3, 3 + 7 * total, 7) % min(table_size, _vocab_size(model))
+    sequences = input_ids.to(embedding.weight.device).split(list(_SEQUENCE_LENS))
+    recorder = _Recorder()
+    rows = embedding.weight.new_empty((0, embedding.row_width))
+    with torch.inference_mode(), embedding.rows_for_call(rows):
+        try:
+            expected = torch.cat([_logits(model, ids, torch.arange(len(ids))) for ids in sequences])
+        except Exception as error:  # whatever a model's own forward raises; generate may know how to call it
+            raise UnsupportedModelError(f"{type(model).__name__} does not run by itself: {described(error)}") from error
+        positions = torch.cat([torch.arange(length) for length in _SEQUENCE_LENS])
+        with AttentionSwitch(model).ours():
+            try:
+                actual = _logits(model, torch.cat(sequences), positions, attending=recorder)
+            except Exception as error:  # by itself the model has just run, so it is our attention that it cannot use
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} does not route its attention through transformers' registry "
+                    f"({type(error).__name__}: {error})"
+                ) from error
+    _check_layers(model, recorder)
+    distance = (actual.double() - expected.double()).norm() / expected.double().norm()
+    if not distance <= _RELATIVE_ERROR[dtype]:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes other logits when sequences are packed (relative error {distance:.2g})."
+        )
+    return [recorder.shapes[layer] for layer in range(len(recorder.shapes))]
+
+
+def _check_architecture(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model.")
+    missing = {"position_ids", "logits_to_keep"} - set(inspect.signature(model.forward).parameters)
+    if missing:
+        raise UnsupportedModelError(f"{name} takes no {' or '.join(sorted(missing))}.")
+    other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if other:
+        raise UnsupportedModelError(f"{name} has layers of type {', '.join(sorted(other))}.")
+    if dependent := batch_dependence(model):
+        raise UnsupportedModelError(f"{name} has {dependent}, which depend on the whole batch.")
+
+
+def batch_dependence(model: PreTrainedModel) -> str:
+    """What makes one sequence's numbers depend on the others of its batch; empty if nothing known does."""
+    config = model.config.get_text_config()
+    kinds = [kind for kind in _BATCH_DEPENDENT_ROPE if any(kind in rope for rope in _rope_types(config))]
+    if kinds:
+        return f"{kinds[0]} rotary positions"
+    return "experts with a capacity" if getattr(config, "expert_capacity", None) else ""
+
+
+def _rope_types(config: Any) -> list[str]:
+    """The kinds of rotary embedding; a config holds one description, or one for each type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return [str(description.get("rope_type", "default")) for description in nested or [parameters]]
+
+
+def _check_layers(model: PreTrainedModel, recorder: _Recorder) -> None:
+    config = model.config.get_text_config()
+    num_layers = config.num_hidden_layers
+    if sorted(recorder.shapes) != list(range(num_layers)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {num_layers} layers, of which {len(recorder.shapes)} called our attention."
+        )
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    # The probe's sequences are too short to tell a window; a config without types may mean it for every layer.
+    slides = window is not None and window < (context_length(model.config) or window + 1)
+    if types is None and slides and not any(recorder.windows.values()):
+        raise UnsupportedModelError(f"{type(model).__name__} slides its window through masks only.")
+    for layer, kind in enumerate(types or ()):
+        if kind == "sliding_attention" and recorder.windows[layer] is None:
+            raise UnsupportedModelError(
+                f"layer {layer} of {type(model).__name__} slides its window through masks only."
+            )
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, **extra: Any) -> Tensor:
+    run: Any = model
+    positions = positions.to(input_ids.device)
+    return run(input_ids=input_ids[None], position_ids=positions[None], use_cache=False, **extra).logits[0]  # type: ignore[no-any-return]
+
+
+class _Recorder:
+    """Plain attention over the probe's packed sequences; notes what every layer asks for."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+        self.windows: dict[int, int | None] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        if layer in self.shapes:
+            raise AttentionError(f"layer {layer} attends more than once, and has one place for keys and values.")
+        self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
+        self.windows[layer] = sliding_window
+        heads_per_group = query.shape[1] // key.shape[1]
+        key, value = (part.float().repeat_interleave(heads_per_group, 1) for part in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", query.float() * scaling, key)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~_visible(sliding_window).to(scores.device), -torch.inf)
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).to(query.dtype)
+
+
+def _visible(sliding_window: int | None) -> Tensor:
+    """Which packed token sees which: bool [tokens, tokens]."""
+    sequence = torch.repeat_interleave(torch.arange(len(_SEQUENCE_LENS)), torch.tensor(_SEQUENCE_LENS))
+    distance = torch.arange(len(sequence))[:, None] - torch.arange(len(sequence))[None, :]
+    window = sliding_window or len(sequence)
+    return (sequence[:, None] == sequence[None, :]) & (distance >= 0) & (distance < window)

@@ -1,0 +1,1 @@
+"""Prompts on disk and on the hub."""

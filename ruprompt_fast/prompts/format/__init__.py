@@ -1,0 +1,1 @@
+"""Formats: from fields and texts to ids."""

@@ -1,0 +1,1 @@
+"""Providers: modules that make a prompt's rows."""

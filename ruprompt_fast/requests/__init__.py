@@ -1,0 +1,1 @@
+"""From a call's arguments to requests, with their prompts and settings; from tokens to text."""

@@ -1,0 +1,97 @@
+"""From a call's arguments to its requests and tasks: everything is checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ruprompt_fast.concurrency.threads import check_program
+from ruprompt_fast.requests.generation_task import GenerationTask, make_tasks
+from ruprompt_fast.requests.inputs import Input, Request, as_batch, encode_requests, parallel
+from ruprompt_fast.requests.merging import SettingsMerger
+from ruprompt_fast.requests.new_tokens import limits_of
+from ruprompt_fast.requests.registry import PromptRegistry
+from ruprompt_fast.requests.text_checks import most_chars
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+
+_EXTRAS = ("seed", "presence_penalty", "frequency_penalty", "logit_bias", "include_stop_str_in_output")
+
+
+class CallReader:
+    """Reads what callers of one model ask for.
+
+    Args:
+        registry: the loaded prompts.
+        model_config: the model's sizes.
+        tokenizer: the model's.
+        embedding: says which ids are tokens and which are rows.
+        settings: the model's own settings for generation.
+        max_batch_size: sequences that run together at most.
+    """
+
+    def __init__(
+        self,
+        registry: PromptRegistry,
+        model_config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        embedding: SplicedEmbedding,
+        settings: GenerationConfig,
+        max_batch_size: int,
+    ) -> None:
+        self._registry = registry
+        self._model_config = model_config
+        self._tokenizer = tokenizer
+        self._embedding = embedding
+        self._merger = SettingsMerger(settings, tokenizer, limits_of(model_config))
+        self._max_batch_size = max_batch_size
+
+    def requests(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
+        """The encoded requests.
+
+        Raises:
+            EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
+                EmptyInputError, ContextLengthError, TokenIdError: one is wrong.
+            EngineStepError: the program ends.
+        """
+        check_program()
+        batch = as_batch(inputs)
+        names: list[str | None] = parallel(prompt, len(batch), "prompt")
+        return encode_requests(
+            batch,
+            names,
+            self._registry,
+            self._tokenizer,
+            self._embedding.first_prompt_id + 1,
+            self._embedding.num_embeddings,
+            most_chars(self._model_config),
+        )
+
+    def tasks(
+        self,
+        inputs: Input | Sequence[Input],
+        prompt: str | Sequence[str | None] | None,
+        generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
+        extras: Sequence[Any],
+        keywords: Mapping[str, Any],
+    ) -> list[GenerationTask]:
+        """The requests with the settings of each.
+
+        Args:
+            inputs: as in :meth:`requests`.
+            prompt: as in :meth:`requests`.
+            generation_config: one for all inputs or one for each; None takes the model's own.
+            extras: what ``generate`` takes of the names in ``ExtraSettings``, in their order, each for all inputs or
+                one for each.
+            keywords: fields of ``GenerationConfig`` that override it.
+
+        Raises:
+            UnknownArgumentError, SettingError, CapacityError: a setting is wrong; and what :meth:`requests` raises.
+        """
+        requests = self.requests(inputs, prompt)
+        configs = self._merger.merged(parallel(generation_config, len(requests), "generation_config"), keywords)
+        columns = [parallel(value, len(requests), name) for name, value in zip(_EXTRAS, extras, strict=True)]
+        return make_tasks(requests, configs, self._merger.extras(columns), self._model_config, self._max_batch_size)

@@ -1,0 +1,294 @@
+"""The loaded prompts of one model: their names, formats and rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ruprompt_fast.errors import (
+    ExtraFieldError,
+    FieldTypeError,
+    MissingFieldError,
+    NonFiniteRowsError,
+    PromptMismatchError,
+    UnknownPromptError,
+    shown,
+)
+from ruprompt_fast.integration.watch import Watch
+from ruprompt_fast.prompts import KVShape, Prompt, PromptFormat, check_kv_shape
+from ruprompt_fast.prompts.format.special_tokens import Reading
+from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
+from ruprompt_fast.requests.text_checks import check_ids
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Names that a message lists, and characters of each.
+_MOST = 20
+_MOST_CHARS = 40
+
+
+@dataclass(eq=False)
+class LoadedPrompt:
+    """A prompt ready to serve.
+
+    Attributes:
+        name: the name it was loaded under.
+        prompt: the prompt.
+        format: its format for serving; of a deep prompt that of the text behind it.
+        rows: [num_rows, width] on the model's device, in its dtype.
+        watch: of the provider that made the rows.
+        kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
+        is_continued: whether a decoder goes on with the prompt's text, rather than an encoder reading it.
+        retired: whether it was replaced or removed since; requests that were encoded before still use it.
+    """
+
+    name: str
+    prompt: Prompt
+    format: PromptFormat
+    rows: Tensor
+    watch: Watch
+    kv_shape: KVShape | None = None
+    is_continued: bool = False
+    retired: bool = False
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the rows are keys and values of every layer."""
+        return self.kv_shape is not None
+
+    def encode(
+        self,
+        batch: Sequence[Mapping[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        first_row_id: int,
+        table_size: int | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[tuple[list[int], int]]:
+        """For every item its ids, ``first_row_id + k`` for row k, and how many of them are the same for all items.
+
+        Args:
+            batch: the fields of each item.
+            tokenizer: the model's.
+            first_row_id: the id of row 0.
+            table_size: rows of the model's table of tokens; None takes all ids below the rows'.
+            places: what messages call each item; None names the prompt.
+
+        Raises:
+            MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+            TokenIdError: an item holds a token that the model has no row for.
+        """
+        table_size = first_row_id - 1 if table_size is None else table_size
+        places = [f"prompt {shown(self.name)}"] * len(batch) if places is None else places
+        reading = Reading(is_continued=self.is_continued)
+        encoded = encode_with_rows(self.format, batch, tokenizer, first_row_id, table_size, places, reading)
+        if not self.is_deep:
+            return encoded
+        rows = range(first_row_id, first_row_id + len(self.rows))
+        return [([*rows, *input_ids], len(rows)) for input_ids, _ in encoded]
+
+    def check_literals(self, tokenizer: PreTrainedTokenizerBase, first_row_id: int, table_size: int) -> None:
+        """Refuse a template whose own text no request could be encoded with.
+
+        Raises:
+            TokenIdError: it holds a token that the model has no row for.
+        """
+        where = f"the template of prompt {shown(self.name)}"
+        self.encode([dict.fromkeys(self.format.fields, "")], tokenizer, first_row_id, table_size, [where])
+
+
+def encode_with_rows(
+    format: PromptFormat,
+    batch: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    first_row_id: int,
+    table_size: int,
+    places: Sequence[str],
+    reading: Reading,
+) -> list[tuple[list[int], int]]:
+    """For every item its ids, ``first_row_id + k`` for row k, and the length of the format's static prefix.
+
+    Args:
+        format: the format.
+        batch: the fields of each item.
+        tokenizer: the model's. Tokens may have been added to it since the model was loaded.
+        first_row_id: the id of row 0.
+        table_size: rows of the model's table of tokens.
+        places: what messages call each item.
+        reading: how the text is read.
+
+    Raises:
+        MissingFieldError, FieldTypeError: a field has no value, or one that is not a string.
+        TokenIdError: an item holds a token that the model has no row for.
+    """
+    num_tokens = tokenizer_state(tokenizer).first_free_id
+    start = max(first_row_id, num_tokens)  # tokens that were added take ids that rows had
+    encoded = format.encode_batch(batch, tokenizer, start, **reading._asdict())
+    if num_tokens > table_size:
+        for item, place in zip(encoded, places, strict=True):
+            check_ids(item.input_ids, table_size, tokenizer, place, end=start)
+    if start == first_row_id:
+        return [(item.input_ids, item.prefix_len) for item in encoded]
+    back = start - first_row_id
+    return [([id - back if id >= start else id for id in item.input_ids], item.prefix_len) for item in encoded]
+
+
+class PromptRegistry(Mapping[str, Prompt]):
+    """Prompts by name. Adding validates everything first, so a refused prompt leaves nothing behind.
+
+    Args:
+        width: width of a prompt row.
+        model_config: the model's config, whose sizes refuse deep prompts that are not for them.
+        device: where rows are kept.
+        dtype: the rows' dtype.
+        check: refuses a prompt for other reasons.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        model_config: PretrainedConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        check: Callable[[LoadedPrompt], None] = lambda entry: None,
+    ) -> None:
+        self._width = width
+        self._model_config = model_config
+        self._device = device
+        self._dtype = dtype
+        self._check_entry = check
+        self._lock = threading.RLock()  # a signal handler may load a prompt, too
+        # Replaced whole, never changed: readers need no lock.
+        self._loaded: dict[str, LoadedPrompt] = {}
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the model is a decoder, which goes on with the texts that it reads."""
+        return not self._model_config.is_encoder_decoder
+
+    def add(self, name: str, prompt: Prompt) -> None:
+        """Load a prompt, or replace the one of that name.
+
+        Raises:
+            PromptMismatchError: the prompt was made for another width or model.
+            UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
+            TemplateError: the rows of a deep prompt are not one run at the template's very start.
+            NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
+            NotInitializedError: it has no rows yet.
+            FieldTypeError: the name is no string.
+        """
+        if not isinstance(name, str):
+            raise FieldTypeError(f"a prompt's name must be a string; found {shown(name)}.")
+        rows = _rows_in_evaluation_mode(prompt)
+        self._check(name, prompt, rows)
+        converted = rows.to(device=self._device, dtype=self._dtype)
+        if not bool(torch.isfinite(converted).all()):
+            raise NonFiniteRowsError(
+                f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
+                "Train it again, or load the model in a wider dtype."
+            )
+        format, shape = _serving_format(prompt), prompt.provider.kv_shape
+        entry = LoadedPrompt(name, prompt, format, converted, Watch(prompt.provider), shape, self.is_continued)
+        self._check_entry(entry)
+        with self._lock:
+            replaced = self._loaded.get(name)
+            self._loaded = {**self._loaded, name: entry}
+            if replaced is not None:
+                replaced.retired = True
+
+    def remove(self, name: str) -> None:
+        """Forget a prompt.
+
+        Raises:
+            UnknownPromptError: no prompt has that name.
+        """
+        with self._lock:
+            removed = self.loaded(name)
+            self._loaded = {key: value for key, value in self._loaded.items() if key != name}
+            removed.retired = True
+
+    def entries(self) -> list[LoadedPrompt]:
+        """All that are loaded at this moment."""
+        return [self.loaded(name) for name in list(self._loaded)]
+
+    def loaded(self, name: str) -> LoadedPrompt:
+        """The entry of that name, a new one if the prompt's provider has been changed since it was made.
+
+        Raises:
+            UnknownPromptError: no prompt has that name; the message lists the loaded ones.
+            PromptMismatchError, NonFiniteRowsError: its rows are such now that :meth:`add` refuses them.
+        """
+        entry = self._loaded.get(name) if isinstance(name, str) else None
+        if entry is None:
+            names = _listed(sorted(self._loaded)) or "none"
+            raise UnknownPromptError(f"unknown prompt {shown(name)}; loaded: {names}. Add it with model.add_prompt().")
+        if entry.watch.sees_change():
+            self.add(name, entry.prompt)
+            return self._loaded[name]
+        return entry
+
+    def __getitem__(self, name: str) -> Prompt:
+        return self.loaded(name).prompt
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def _check(self, name: str, prompt: Prompt, rows: Tensor) -> None:
+        if prompt.provider.kv_shape is not None:
+            check_kv_shape(prompt.provider.kv_shape, self._model_config, f"prompt {shown(name)}")
+        needed = [prompt.format.prompt_length, prompt.provider.row_width(self._width)]
+        if list(rows.shape) != needed:
+            raise PromptMismatchError(
+                f"prompt {shown(name)} has rows {list(rows.shape)}; its template and this model's width {needed[1]} "
+                f"need {needed}. It was made for {prompt.config.pretrained_model_name or 'another model or template'}."
+            )
+
+
+def check_fields(fields: Mapping[str, str], names: tuple[str, ...], prompt: str | None) -> None:
+    """Refuse a request whose fields are not exactly those of the format.
+
+    Raises:
+        MissingFieldError: a field of the format is not given.
+        ExtraFieldError: a field is given that the format does not have.
+    """
+    where = f"prompt {shown(prompt)}" if prompt is not None else "a request without a prompt"
+    expected = _listed(dict.fromkeys(names)) or "no fields"
+    missing = [name for name in dict.fromkeys(names) if name not in fields]
+    if missing:
+        raise MissingFieldError(f"{where} needs the field(s) {expected}; missing: {_listed(missing)}.")
+    extra = [name for name in fields if name not in names]
+    if extra:
+        raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {_listed(extra)}. Remove them.")
+
+
+def _listed(names: Collection[object]) -> str:
+    """Names for a message, which need not be strings."""
+    few = [name if isinstance(name, str) and len(name) <= _MOST_CHARS else shown(name) for name in islice(names, _MOST)]
+    return ", ".join(few) + (f", ... ({len(names)} in all)" if len(names) > _MOST else "")
+
+
+def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
+    """The rows without the noise of a provider that trains, such as dropout; the provider's mode is kept."""
+    was_training = prompt.provider.training
+    prompt.provider.eval()
+    try:
+        return prompt.rows()
+    finally:
+        prompt.provider.train(was_training)
+
+
+def _serving_format(prompt: Prompt) -> PromptFormat:
+    format = prompt.format.without_leading_rows() if prompt.provider.is_deep else prompt.format
+    return format.with_text()

@@ -1,0 +1,1 @@
+"""Rows to train and evaluate on, from files of many kinds."""
