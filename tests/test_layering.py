@@ -13,7 +13,8 @@ KERNELS = PACKAGE.parent / "kernels"
 
 # Lowest first; a module imports from layers below its own and from its own component.
 LAYERS = [
-    {"__version__", "_lazy", "errors", "core", "precision", "concurrency", "_C", "kernels"},
+    {"__version__", "_lazy", "errors", "core", "precision", "_C", "kernels"},
+    {"concurrency"},
     {"ops"},
     {"embedding"},
     {"prompts"},
@@ -21,6 +22,7 @@ LAYERS = [
     {"cache"},
     {"integration"},
     {"requests"},
+    {"sampling"},
     {"backends"},
     {"engine", "fallback", "training"},
     {"dispatch"},

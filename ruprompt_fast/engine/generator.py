@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.sampler import Sampler
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.engine.beam_search import BeamSearch
 from ruprompt_fast.engine.engine import Engine
 from ruprompt_fast.engine.jobs import BeamJob, Job, LogitsJob, SamplingJob
 from ruprompt_fast.engine.loop import StepLoop
@@ -18,6 +16,8 @@ from ruprompt_fast.requests.decoding import TextDecoder
 from ruprompt_fast.requests.inputs import Request
 from ruprompt_fast.requests.sampling_params import SamplingParams
 from ruprompt_fast.requests.stopping import StopTexts
+from ruprompt_fast.sampling.beam_search import BeamSearch
+from ruprompt_fast.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

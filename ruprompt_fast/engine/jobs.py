@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.sampler import SampledToken, Sampler, SamplingRow
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.engine.beam_search import BeamSearch
 from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
 from ruprompt_fast.requests.stop_cut import StopCut, without_stop
 from ruprompt_fast.requests.text_stream import TextStream
+from ruprompt_fast.sampling.beam_search import BeamSearch
+from ruprompt_fast.sampling.sampler import SampledToken, Sampler, SamplingRow
 
 if TYPE_CHECKING:
     from ruprompt_fast.cache import PrefixEntry

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ruprompt_fast.backends.cpu.filters import Filter, build_filters
-from ruprompt_fast.backends.cpu.processors import Processor, build_processors
+from ruprompt_fast.sampling.filters import Filter, build_filters
+from ruprompt_fast.sampling.processors import Processor, build_processors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.filters import descending, top_k
-from ruprompt_fast.backends.cpu.history import History, Scores, TokenIds, token_array
-from ruprompt_fast.backends.cpu.sampler import token_logprobs
 from ruprompt_fast.errors import NonFiniteLogitsError, SettingError
 from ruprompt_fast.requests.sampling_params import FinishReason, SamplingParams, finish_reason
+from ruprompt_fast.sampling.filters import descending, top_k
+from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array
+from ruprompt_fast.sampling.sampler import token_logprobs
 
 # transformers' stand-in for minus infinity: what is pushed down by it still has an order in the end.
 _FAR_BELOW = np.float32(-1.0e9)

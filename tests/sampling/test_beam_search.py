@@ -12,10 +12,10 @@ from tolerances import LOGPROB_ERROR
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
-from ruprompt_fast.engine.beam_search import BeamSearch
 from ruprompt_fast.errors import NonFiniteLogitsError, SettingError
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
+from ruprompt_fast.sampling.beam_search import BeamSearch
 
 INPUT = [5, 9, 13, 9, 21]
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ruprompt_fast.backends.cpu.history import Scores, TokenIds
+from ruprompt_fast.sampling.history import Scores, TokenIds
 
 Key: TypeAlias = tuple[int, int]
 """Two words of 32 bit that select one step's noise."""

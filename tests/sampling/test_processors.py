@@ -13,9 +13,9 @@ from tiny_models import tiny_model
 from tolerances import assert_close
 from transformers import GenerationConfig
 
-from ruprompt_fast.backends.cpu.history import History
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
+from ruprompt_fast.sampling.history import History
 
 VOCAB = 97
 ROWS = 7

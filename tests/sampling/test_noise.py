@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruprompt_fast.backends.cpu.noise import gumbel, noise_key, random_words, sample_index, uniform
+from ruprompt_fast.sampling.noise import gumbel, noise_key, random_words, sample_index, uniform
 
 DRAWS = 20000
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.history import History, Scores, TokenIds, token_array
-from ruprompt_fast.backends.cpu.noise import noise_key, sample_index
 from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams
+from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array
+from ruprompt_fast.sampling.noise import noise_key, sample_index
 
 _COLD = 1e-3  # a score divided by less may leave float32
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ruprompt_fast.backends.cpu.history import History, Scores, TokenIds, token_array, within
+from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array, within
 
 if TYPE_CHECKING:
     from ruprompt_fast.requests.sampling_params import SamplingParams

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ruprompt_fast.backends.cpu.history import Scores
+from ruprompt_fast.sampling.history import Scores
 
 if TYPE_CHECKING:
     from ruprompt_fast.requests.sampling_params import SamplingParams

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import LOGPROB_ERROR
 
-from ruprompt_fast.backends.cpu.noise import gumbel, noise_key
-from ruprompt_fast.backends.cpu.sampler import SampledToken, Sampler, SamplingRow
 from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
+from ruprompt_fast.sampling.noise import gumbel, noise_key
+from ruprompt_fast.sampling.sampler import SampledToken, Sampler, SamplingRow
 
 VOCAB = 1003
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
