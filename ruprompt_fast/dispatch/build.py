@@ -166,7 +166,7 @@ def _engine(
         max_step_tokens=options.max_step_tokens,
     )
     cache = PrefixCache(scheduler, pool, host_budget_bytes=options.host_cache_bytes)
-    first_row_id = embedding.first_prompt_id + 1
+    first_row_id = embedding.first_row_id
     # Pages never outlive their engine, nor an engine what it was made from: any name of its own is the model's.
     identity = secrets.token_bytes(32)
     return Engine(

@@ -155,7 +155,7 @@ def _check_prompt(
 ) -> None:
     base = BaseModel.of(config, embedding.weight)
     check_base(prompt.prompt, base, config.name_or_path, f"prompt {shown(prompt.name)}")
-    prompt.check_literals(tokenizer, embedding.first_prompt_id + 1, embedding.num_embeddings)
+    prompt.check_literals(tokenizer, embedding.first_row_id, embedding.num_embeddings)
 
 
 def load_prompt(source: PromptSource) -> Prompt:

@@ -114,6 +114,15 @@ class SplicedEmbedding(nn.Module):
         return module
 
     @property
+    def first_row_id(self) -> int:
+        """The id of a prompt's row 0 in a request; ``first_prompt_id``, the one below it, is kept for padding.
+
+        The rows of a call (:meth:`rows_for_call`) begin at ``first_prompt_id``, so whoever makes their table gives it a
+        row for padding or moves the ids down. The slots' rows, which train, have no padding among them.
+        """
+        return self.first_prompt_id + 1
+
+    @property
     def num_embeddings(self) -> int:
         """Rows of the token table."""
         return self.weight.shape[0]

@@ -32,7 +32,7 @@ def assemble(
         embedding: the model's input embedding.
         pad_right: whether padding stands behind the inputs.
     """
-    padding_id, first_row_id = embedding.first_prompt_id, embedding.first_prompt_id + 1
+    padding_id, first_row_id = embedding.first_prompt_id, embedding.first_row_id
     weight = embedding.weight
     prompts = {id(request.prompt): request.prompt for request in batch if request.prompt is not None}
     starts, parts, total = {id(None): 0}, [weight.new_zeros((1, embedding.row_width))], 0

@@ -65,7 +65,7 @@ class CallReader:
             names,
             self._registry,
             self._tokenizer,
-            self._embedding.first_prompt_id + 1,
+            self._embedding.first_row_id,
             self._embedding.num_embeddings,
             most_chars(self._model_config),
         )

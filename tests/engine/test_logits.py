@@ -43,7 +43,7 @@ def engine_logits(
     options = EngineOptions(min(16, max_step_tokens), max_step_tokens, kv_cache_bytes=1 << 21)
     dispatcher = Dispatcher(fresh.base, fresh.tokenizer, embedding, options)
     texts, names = [text for text, _ in requests], [name for _, name in requests]
-    encoded = encode_requests(texts, names, registry, fresh.tokenizer, embedding.first_prompt_id + 1)
+    encoded = encode_requests(texts, names, registry, fresh.tokenizer, embedding.first_row_id)
     logits = dispatcher.continuation_logits(encoded, continuation)
     assert dispatcher.stats().path == "engine"
     dispatcher.check_integrity()

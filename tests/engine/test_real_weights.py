@@ -119,7 +119,7 @@ def test_logits(reference: Reference) -> None:
     dispatcher = Dispatcher(model, reference.tokenizer, embedding, options)
     texts = ["The capital of France is", "Once upon a time,", ENGLISH[:200], "def add(a, b):\n    return", "a", "Water"]
     names = [None, "rows16", "rows33", "rows1", "rows17", "rows60"]
-    encoded = encode_requests(texts, names, registry, reference.tokenizer, embedding.first_prompt_id + 1)
+    encoded = encode_requests(texts, names, registry, reference.tokenizer, embedding.first_row_id)
     continuation = reference.tokenizer(" and then the")["input_ids"]
     found = dispatcher.continuation_logits(encoded, continuation)
     assert dispatcher.stats().path == "engine"
