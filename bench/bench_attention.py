@@ -39,13 +39,13 @@ class Data:
 
     def __init__(self, rows: int, context: int, dtype: torch.dtype, prefix: int = 0) -> None:
         self.query = torch.randn(rows, HEADS, WIDTH).to(dtype)
-        self.tables = self.page_tables(rows, context, prefix)
+        self.tables = self.block_tables(rows, context, prefix)
         positions = torch.arange(context)
         self.slots = (self.tables[:, positions // 16].long() * 16 + positions % 16).flatten()
         self.plan = AttentionPlan(
             query_starts=torch.arange(rows + 1, dtype=torch.int32),
             context_lens=torch.full((rows,), context, dtype=torch.int32),
-            page_tables=self.tables,
+            block_tables=self.tables,
             write_slots=self.slots.view(rows, context)[:, -1].contiguous(),
             max_query_len=1,
             max_context_len=context,
@@ -55,7 +55,7 @@ class Data:
         self.layers = [self.layer(rows, context, prefix, dtype) for _ in range(count)]
 
     @staticmethod
-    def page_tables(rows: int, context: int, prefix: int) -> Tensor:
+    def block_tables(rows: int, context: int, prefix: int) -> Tensor:
         pages = -(-context // 16)
         tables = torch.randperm(rows * pages, dtype=torch.int32).view(rows, pages)
         tables[:, : prefix // 16] = tables[0, : prefix // 16]

@@ -74,12 +74,9 @@ def copy_pages(
 class AttentionTables:
     def __init__(
         self,
-        query_starts: int,
-        context_lens: int,
-        rows: int,
-        page_tables: int,
-        table_stride: int,
-        table_width: int,
+        query_starts: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
     ) -> None: ...
     @property
     def num_tokens(self) -> int: ...
@@ -132,7 +129,7 @@ class Plan:
     @property
     def samples(self) -> NDArray[np.uint8]: ...
     @property
-    def page_tables(self) -> NDArray[np.int32]: ...
+    def block_tables(self) -> NDArray[np.int32]: ...
     @property
     def write_slots(self) -> NDArray[np.int64]: ...
     @property

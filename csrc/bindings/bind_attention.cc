@@ -1,14 +1,14 @@
 // The binding of the key/value pages and of the attention over them.
 #include "bindings/bind.h"
 
-#include <pybind11/pybind11.h>
+#include <pybind11/numpy.h>
 
 #include <cstdint>
 #include <string>
 
 #include "cpu/attention.h"
-#include "cpu/kv.h"
 #include "cpu/dtype.h"
+#include "cpu/kv.h"
 
 namespace py = pybind11;
 
@@ -52,14 +52,17 @@ void register_kv_pages(py::module_& m) {
 }
 
 void register_paged_attention(py::module_& m) {
+  using Indices = py::array_t<int32_t>;
   py::class_<AttentionTables>(m, "AttentionTables", plain_metaclass())
-      .def(py::init([](Address query_starts, Address context_lens, int64_t rows, Address page_tables,
-                       int64_t table_stride, int64_t table_width) {
-             return AttentionTables(pointer<const int32_t>(query_starts), pointer<const int32_t>(context_lens), rows,
-                                    pointer<const int32_t>(page_tables), table_stride, table_width);
+      .def(py::init([](const Indices& query_starts, const Indices& context_lens, const Indices& block_tables) {
+             const int64_t rows = context_lens.shape(0);
+             const int64_t stride = block_tables.strides(0) / static_cast<int64_t>(sizeof(int32_t));
+             const int64_t width = block_tables.shape(1);
+             const py::gil_scoped_release release;
+             return AttentionTables(query_starts.data(), context_lens.data(), rows, block_tables.data(), stride, width);
            }),
-           py::arg("query_starts"), py::arg("context_lens"), py::arg("rows"), py::arg("page_tables"),
-           py::arg("table_stride"), py::arg("table_width"), py::call_guard<py::gil_scoped_release>())
+           py::arg("query_starts").noconvert(), py::arg("context_lens").noconvert(),
+           py::arg("block_tables").noconvert())
       .def_property_readonly("num_tokens", &AttentionTables::num_tokens);
   m.def(
       "paged_attention",

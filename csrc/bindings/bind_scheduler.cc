@@ -37,7 +37,7 @@ class PlanView {
     query_starts = flat(plan->query_starts);
     context_lens = flat(plan->context_lens);
     samples = flat(plan->samples);
-    page_tables = matrix(plan->page_tables, width);
+    block_tables = matrix(plan->block_tables, width);
     write_slots = flat(plan->write_slots);
     copies = matrix(plan->copies, 2);
     evicted_ids = flat(plan->evicted_ids);
@@ -49,7 +49,7 @@ class PlanView {
 
   const Plan& plan() const { return *plan_; }
 
-  py::array request_ids, sequence_indices, query_starts, context_lens, samples, page_tables, write_slots, copies;
+  py::array request_ids, sequence_indices, query_starts, context_lens, samples, block_tables, write_slots, copies;
   py::array evicted_ids, evicted_page_starts, evicted_pages, load_ids, preempted_ids;
 
  private:
@@ -111,7 +111,7 @@ the scheduler's own memory, valid until the next step, and only to be read.)");
   array("query_starts", &PlanView::query_starts, "int32 [rows + 1]: where each row's tokens start in the packed batch.");
   array("context_lens", &PlanView::context_lens, "int32 [rows]: tokens of the row in the cache after this step.");
   array("samples", &PlanView::samples, "uint8 [rows]: 1 where the row's last token is the last one known.");
-  array("page_tables", &PlanView::page_tables, "int32 [rows, max pages]: the row's pages, right up to its context.");
+  array("block_tables", &PlanView::block_tables, "int32 [rows, max pages]: the row's pages, right up to its context.");
   array("write_slots", &PlanView::write_slots, "int64 [tokens]: page * page_size + offset of each token's key and value.");
   array("copies", &PlanView::copies, "int32 [copies, 2]: from page, to page; no page is a target of two.");
   array("evicted_ids", &PlanView::evicted_ids, "int64 [evictions]: prefixes that leave the device.");

@@ -216,7 +216,7 @@ void run_split(const Run& run, int64_t parts, int threads) {
 
 void paged_attention(const AttentionTables& tables, const AttentionCall& call, int threads) {
   if (tables.max_page() >= call.num_pages) {
-    throw std::out_of_range("page_tables names page " + std::to_string(tables.max_page()) + ", but there are " +
+    throw std::out_of_range("block_tables names page " + std::to_string(tables.max_page()) + ", but there are " +
                             std::to_string(call.num_pages) + " pages");
   }
   static thread_local std::vector<Tile> tiles;

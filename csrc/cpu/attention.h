@@ -19,7 +19,7 @@ class AttentionTables {
     int64_t first_token;   // of the packed query
     int64_t num_tokens;    // query tokens, the last ones of the context
     int64_t context_len;   // tokens
-    int64_t first_page;    // where the row's page table begins in `pages`
+    int64_t first_page;    // where the row's block table begins in `pages`
     int64_t shared_pages;  // leading full pages that it has in common with the row before
   };
 
@@ -33,9 +33,9 @@ class AttentionTables {
     int64_t shared_pages;  // leading pages that all the rows have in common; 0 for one row
   };
 
-  // query_starts [rows + 1], context_lens [rows], page_tables [rows, >= table_width] with rows `table_stride` apart.
+  // query_starts [rows + 1], context_lens [rows], block_tables [rows, >= table_width] with rows `table_stride` apart.
   // Throws std::invalid_argument for counts that contradict each other, std::out_of_range for a negative page.
-  AttentionTables(const int32_t* query_starts, const int32_t* context_lens, int64_t rows, const int32_t* page_tables,
+  AttentionTables(const int32_t* query_starts, const int32_t* context_lens, int64_t rows, const int32_t* block_tables,
                   int64_t table_stride, int64_t table_width);
 
   // Replaces `tiles` by the division of all queries into tiles of at most `capacity`.

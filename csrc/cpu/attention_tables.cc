@@ -14,7 +14,7 @@ std::string number(int64_t value) { return std::to_string(value); }
 }  // namespace
 
 AttentionTables::AttentionTables(const int32_t* query_starts, const int32_t* context_lens, int64_t rows,
-                                 const int32_t* page_tables, int64_t table_stride, int64_t table_width) {
+                                 const int32_t* block_tables, int64_t table_stride, int64_t table_width) {
   if (query_starts[0] != 0) {
     throw std::invalid_argument("query_starts begins with " + number(query_starts[0]) + ", not 0");
   }
@@ -29,11 +29,11 @@ AttentionTables::AttentionTables(const int32_t* query_starts, const int32_t* con
     }
     if (pages_of(context) > table_width) {
       throw std::invalid_argument("row " + number(r) + " has a context of " + number(context) + " tokens, " +
-                                  number(pages_of(context)) + " pages, but page_tables is " + number(table_width) +
+                                  number(pages_of(context)) + " pages, but block_tables is " + number(table_width) +
                                   " wide");
     }
     rows_.push_back({query_starts[r], queries, context, static_cast<int64_t>(pages_.size()), 0});
-    copy_pages(page_tables + r * table_stride, r, pages_of(context));
+    copy_pages(block_tables + r * table_stride, r, pages_of(context));
     if (r > 0) rows_[r].shared_pages = common_pages(rows_[r - 1], rows_[r]);
     max_context_len_ = std::max(max_context_len_, context);
   }
@@ -43,7 +43,7 @@ AttentionTables::AttentionTables(const int32_t* query_starts, const int32_t* con
 void AttentionTables::copy_pages(const int32_t* table, int64_t row, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     if (table[i] < 0) {
-      throw std::out_of_range("page_tables[" + number(row) + ", " + number(i) + "] is " + number(table[i]));
+      throw std::out_of_range("block_tables[" + number(row) + ", " + number(i) + "] is " + number(table[i]));
     }
     max_page_ = std::max<int64_t>(max_page_, table[i]);
     pages_.push_back(table[i]);

@@ -17,7 +17,7 @@ struct Plan {
         query_starts(max_rows + 1),
         context_lens(max_rows),
         samples(max_rows),
-        page_tables(static_cast<size_t>(max_rows) * max_pages_per_sequence),
+        block_tables(static_cast<size_t>(max_rows) * max_pages_per_sequence),
         write_slots(max_tokens),
         copies(2 * static_cast<size_t>(max_copies)),
         evicted_ids(num_pages),
@@ -40,7 +40,7 @@ struct Plan {
   std::vector<int32_t> query_starts;      // [rows + 1]
   std::vector<int32_t> context_lens;      // [rows]; tokens in the cache after this step
   std::vector<uint8_t> samples;           // [rows]
-  std::vector<int32_t> page_tables;       // [rows, max_pages_per_sequence]; right up to the context's last page
+  std::vector<int32_t> block_tables;      // [rows, max_pages_per_sequence]; right up to the context's last page
   std::vector<int64_t> write_slots;       // [tokens]
   std::vector<int32_t> copies;            // [copies, 2]: from page, to page; no page is in two copies as a target
   std::vector<int64_t> evicted_ids;

@@ -45,7 +45,7 @@ struct Sequence {
   int32_t computed = 0;   // tokens whose keys and values are in the pages
   int32_t query = 0;      // tokens that the step under way adds
   int32_t num_pages = 0;
-  uint64_t version = 0;   // unique; changes with any entry of the page table, but not when entries are appended
+  uint64_t version = 0;   // unique; changes with any entry of the block table, but not when entries are appended
 };
 
 }  // namespace ruprompt

@@ -1,7 +1,7 @@
 // Decides which sequences run in a step, with how many tokens, on which pages. Integers only: no Python, no torch.
 //
 // Invariants, at every moment between two calls:
-//   1. A page has as many references as there are page tables of running sequences and page lists of prefixes on the
+//   1. A page has as many references as there are block tables of running sequences and page lists of prefixes on the
 //      device that hold it. It is free or cached exactly when it has none.
 //   2. A sequence writes only to pages that it alone holds and that have no hash. So no page has two writers, and
 //      nothing that is shared, or may be found by its hash, ever changes.
@@ -199,7 +199,7 @@ class Scheduler {
   std::vector<int32_t> ending_;       // requests that sample the last token they may
   std::vector<int32_t> copied_by_;    // the request of each copy
   std::vector<int32_t> row_requests_, row_sequences_;  // slots; the prefix's slot for a prefix row
-  std::vector<uint64_t> row_versions_;  // of the page table that stands in the plan's row
+  std::vector<uint64_t> row_versions_;  // of the block table that is in the plan's row
   std::vector<int32_t> row_filled_;     // entries of it that do
   std::vector<int32_t> skipped_;
   Counters counters_;

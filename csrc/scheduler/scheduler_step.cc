@@ -218,7 +218,7 @@ void Scheduler::emit_rows() {
     row_sequences_[plan.num_rows] = slot;
     row_versions_[plan.num_rows] = 0;
     std::copy(prefix.pages.begin(), prefix.pages.end(),
-              plan.page_tables.begin() + static_cast<size_t>(plan.num_rows) * max_pages_);
+              plan.block_tables.begin() + static_cast<size_t>(plan.num_rows) * max_pages_);
     emit_row(-1 - prefix.id, 0, prefix.computed, prefix.query, false, prefix.pages.data());
     ++plan.num_prefix_rows;
   }
@@ -230,7 +230,7 @@ void Scheduler::emit_page_table(int32_t sequence) {
   const int32_t row = plan_->num_rows;
   const int32_t from = row_versions_[row] == state.version ? row_filled_[row] : 0;
   if (from < state.num_pages) {
-    int32_t* const out = plan_->page_tables.data() + static_cast<size_t>(row) * max_pages_;
+    int32_t* const out = plan_->block_tables.data() + static_cast<size_t>(row) * max_pages_;
     std::copy(table(sequence) + from, table(sequence) + state.num_pages, out + from);
   }
   row_versions_[row] = state.version;

@@ -9,52 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ruprompt_fast import _C
 from ruprompt_fast.errors import PageIndexError, TensorArgumentError
 from ruprompt_fast.ops._checks import DTYPE_NAMES
+from ruprompt_fast.ops.cpu import kv_pages as cpu
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE, by_token, check_pages, kv_page_shapes
 
-# Tokens per page.
-PAGE_SIZE = 16
-
-KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def kv_page_shapes(
-    num_pages: int, num_kv_heads: int, head_dim: int, value_dim: int
-) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """The shapes of one layer's pages.
-
-    Returns:
-        ``[num_pages, num_kv_heads, head_dim, PAGE_SIZE]`` of the keys and
-        ``[num_pages, num_kv_heads, PAGE_SIZE, value_dim]`` of the values.
-    """
-    return (num_pages, num_kv_heads, head_dim, PAGE_SIZE), (num_pages, num_kv_heads, PAGE_SIZE, value_dim)
-
-
-def check_pages(key_pages: Tensor, value_pages: Tensor) -> None:
-    """Raises :class:`TensorArgumentError` unless both are contiguous CPU pages that belong together."""
-    key_shape, value_shape = key_pages.shape, value_pages.shape
-    if len(key_shape) != 4 or len(value_shape) != 4 or key_shape[3] != PAGE_SIZE or value_shape[2] != PAGE_SIZE:
-        raise TensorArgumentError(
-            f"pages must be [pages, kv_heads, head_dim, {PAGE_SIZE}] for keys and [pages, kv_heads, {PAGE_SIZE}, "
-            f"value_dim] for values, not {list(key_shape)} and {list(value_shape)}: see kv_page_shapes"
-        )
-    if key_shape[0] != value_shape[0] or key_shape[1] != value_shape[1]:
-        raise TensorArgumentError(
-            f"key and value pages must have as many pages and heads, not {list(key_shape)} and {list(value_shape)}"
-        )
-    dtype = key_pages.dtype
-    if dtype not in KV_DTYPES or value_pages.dtype is not dtype:
-        raise TensorArgumentError(
-            f"key and value pages must have one dtype of float32, bfloat16, float16, not {dtype} and "
-            f"{value_pages.dtype}"
-        )
-    if not (key_pages.is_cpu and value_pages.is_cpu):
-        raise TensorArgumentError(
-            f"paged attention runs on the CPU; the pages are on {key_pages.device} and {value_pages.device}"
-        )
-    if not (key_pages.is_contiguous() and value_pages.is_contiguous()):
-        raise TensorArgumentError("pages must be contiguous")
+__all__ = ["PAGE_SIZE", "copy_pages", "copy_pages_reference", "kv_page_shapes", "write_kv", "write_kv_reference"]
 
 
 def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
@@ -78,29 +38,9 @@ def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor,
         TensorArgumentError: a shape, dtype, layout or device that is not as above.
     """
     _check_write(key, value, key_pages, value_pages, write_slots)
-    num_pages, kv_heads, head_dim, _ = key_pages.shape
-    key_token_stride, key_head_stride, _ = key.stride()
-    value_token_stride, value_head_stride, _ = value.stride()
-    bad = _C.write_kv(
-        key.data_ptr(),
-        key_token_stride,
-        key_head_stride,
-        head_dim,
-        value.data_ptr(),
-        value_token_stride,
-        value_head_stride,
-        value_pages.shape[3],
-        key_pages.data_ptr(),
-        value_pages.data_ptr(),
-        num_pages,
-        kv_heads,
-        key_pages.element_size(),
-        write_slots.data_ptr(),
-        write_slots.shape[0],
-        torch.get_num_threads(),
-    )
+    bad = cpu.write_kv(key, value, key_pages, value_pages, write_slots)
     if bad >= 0:
-        raise _slot_error(write_slots, bad, num_pages)
+        raise _slot_error(write_slots, bad, key_pages.shape[0])
 
 
 def write_kv_reference(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
@@ -110,8 +50,8 @@ def write_kv_reference(key: Tensor, value: Tensor, key_pages: Tensor, value_page
     if bad.numel():
         raise _slot_error(write_slots, int(bad[0]), key_pages.shape[0])
     page, place = write_slots // PAGE_SIZE, write_slots % PAGE_SIZE
-    key_pages[page, :, :, place] = key
-    value_pages[page, :, place] = value
+    keys, values = by_token(key_pages, value_pages)
+    keys[page, place], values[page, place] = key, value
 
 
 def copy_pages(pages: Tensor, copies: Tensor) -> None:
@@ -133,15 +73,7 @@ def copy_pages(pages: Tensor, copies: Tensor) -> None:
     _check_copies(pages, copies)
     if copies.shape[0] == 0:
         return
-    bad = _C.copy_pages(
-        pages.data_ptr(),
-        pages.shape[0],
-        pages.stride(0) * pages.element_size(),
-        copies.data_ptr(),
-        copies.element_size(),
-        copies.shape[0],
-        torch.get_num_threads(),
-    )
+    bad = cpu.copy_pages(pages, copies)
     if bad >= 0:
         raise _copy_error(copies, bad, pages.shape[0])
 

@@ -55,7 +55,7 @@ class Snapshot:
     """A plan as plain values, to compare with another's."""
 
     rows: list[tuple[int, int, int, int, int]]
-    page_tables: list[list[int]]
+    block_tables: list[list[int]]
     write_slots: list[int]
     copies: list[list[int]]
     evicted: list[tuple[int, list[int]]]
@@ -78,7 +78,7 @@ def snapshot(plan: _C.Plan) -> Snapshot:
             )
             for i in rows
         ],
-        page_tables=[plan.page_tables[i, : -(-contexts[i] // PAGE_SIZE)].tolist() for i in rows],
+        block_tables=[plan.block_tables[i, : -(-contexts[i] // PAGE_SIZE)].tolist() for i in rows],
         write_slots=plan.write_slots[: plan.num_tokens].tolist(),
         copies=plan.copies[: plan.num_copies].tolist(),
         evicted=[
@@ -189,9 +189,9 @@ class Driver:
             assert len([i for i, group in enumerate(key) if i == 0 or key[i - 1] != group]) == len(set(key))
         # No page that is written to stands in the table of another row.
         written = {slot // PAGE_SIZE for slot in plan.write_slots}
-        for i, table in enumerate(plan.page_tables):
+        for i, table in enumerate(plan.block_tables):
             own = written & set(table)
-            assert not any(own & set(other) for other in plan.page_tables[i + 1 :]), "a written page is shared"
+            assert not any(own & set(other) for other in plan.block_tables[i + 1 :]), "a written page is shared"
 
     def evict_and_load(self, plan: Snapshot) -> None:
         for prefix, pages in plan.evicted:
@@ -217,7 +217,7 @@ class Driver:
 
     def write(self, plan: Snapshot) -> None:
         start = 0
-        for (request, sequence, query, context, samples), table in zip(plan.rows, plan.page_tables, strict=True):
+        for (request, sequence, query, context, samples), table in zip(plan.rows, plan.block_tables, strict=True):
             ids = self.ids_of(request, sequence)
             assert samples == (request >= 0 and context == len(ids))
             wanted = names(ids[:context])
@@ -226,7 +226,7 @@ class Driver:
                 assert slot == table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
                 self.slots[slot] = wanted[position]
             start += query
-        for (request, sequence, _, context, _), table in zip(plan.rows, plan.page_tables, strict=True):
+        for (request, sequence, _, context, _), table in zip(plan.rows, plan.block_tables, strict=True):
             assert self.content(table, context) == names(self.ids_of(request, sequence)[:context])
 
     def commit(self, plan: Snapshot, ends: Iterable[int] = ()) -> None:

@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 def make_plan(rows: Sequence[Row], tables: Sequence[Sequence[int]]) -> AttentionPlan:
-    """A plan whose page tables are wider than needed, filled with a page that does not exist."""
+    """A plan whose block tables are wider than needed, filled with a page that does not exist."""
     width = max((len(table) for table in tables), default=0) + 1
     padded = [[*table, *[10**6] * (width - len(table))] for table in tables]
     slots = []
@@ -54,7 +54,7 @@ def make_plan(rows: Sequence[Row], tables: Sequence[Sequence[int]]) -> Attention
     return AttentionPlan(
         query_starts=starts,
         context_lens=torch.tensor([row.context for row in rows], dtype=torch.int32),
-        page_tables=torch.tensor(padded, dtype=torch.int32).reshape(len(rows), width),
+        block_tables=torch.tensor(padded, dtype=torch.int32).reshape(len(rows), width),
         write_slots=torch.tensor(slots, dtype=torch.int64),
         max_query_len=max((row.queries for row in rows), default=0),
         max_context_len=max((row.context for row in rows), default=0),
@@ -62,7 +62,7 @@ def make_plan(rows: Sequence[Row], tables: Sequence[Sequence[int]]) -> Attention
 
 
 def make_tables(rows: Sequence[Row], generator: torch.Generator) -> tuple[list[list[int]], int]:
-    """Page tables in random order of pages, and the number of pages."""
+    """Block tables in random order of pages, and the number of pages."""
     total = sum(-(-row.context // PAGE_SIZE) for row in rows) + 1
     free = torch.randperm(total, generator=generator).tolist()
     tables: list[list[int]] = []
@@ -95,6 +95,6 @@ def make_case(
 
 
 def tables_of(case: Case, rows: Sequence[Row]) -> list[list[int]]:
-    """The page tables of a case without their padding."""
-    tables: list[list[int]] = case.plan.page_tables.tolist()
+    """The block tables of a case without their padding."""
+    tables: list[list[int]] = case.plan.block_tables.tolist()
     return [table[: -(-row.context // PAGE_SIZE)] for row, table in zip(rows, tables, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ruprompt_fast.errors import PageIndexError, SettingError, TensorArgumentError
 from ruprompt_fast.ops import AttentionPlan, paged_attention, paged_attention_reference
+from ruprompt_fast.ops.cpu.paged_attention import AttentionTables, paged_attention_cpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CONTEXTS = [1, 15, 16, 17, 31, 32, 33, 100]
@@ -149,11 +151,44 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     assert torch.equal(out[1:], expected[1:])
 
 
-def test_the_plan_is_copied_at_first_use() -> None:
+def attend_with(case: Case, tables: AttentionTables, **settings: float | int | None) -> Tensor:
+    return paged_attention_cpu(*case.arguments[:3], tables, scaling=case.scaling, **settings)  # type: ignore[arg-type]
+
+
+def test_tables_made_once_serve_all_layers() -> None:
+    case = make_case(MIXED)
+    tables = AttentionTables(case.plan)
+    assert tables.num_tokens == len(case.query)
+    for window in (None, 20):
+        expected = attend(case, sliding_window=window)
+        assert torch.equal(attend_with(case, tables, sliding_window=window), expected)
+
+
+def test_tables_are_a_copy_of_the_plan() -> None:
     case = make_case([Row(40), Row(33)])
-    expected = attend(case)
-    case.plan.page_tables.fill_(-1)
-    assert torch.equal(attend(case), expected)
+    expected, tables = attend(case), AttentionTables(case.plan)
+    case.plan.block_tables.fill_(-1)
+    assert torch.equal(attend_with(case, tables), expected)
+    with pytest.raises(PageIndexError, match=r"block_tables\[0, 0\] is -1"):
+        attend(case)
+
+
+def test_tables_of_arrays() -> None:
+    case = make_case(MIXED)
+    starts, lens, blocks = (part.numpy() for part in (case.plan.query_starts, case.plan.context_lens, wider(case)))
+    width = case.plan.block_tables.shape[1]
+    assert torch.equal(attend_with(case, AttentionTables.of(starts, lens, blocks[:, :width])), attend(case))
+    with pytest.raises(TensorArgumentError, match="last dimension of block_tables must be contiguous"):
+        AttentionTables.of(starts, lens, blocks[:, ::2])
+    with pytest.raises(TensorArgumentError, match="context_lens must be int32 with 1 dimensions"):
+        AttentionTables.of(starts, lens.astype(np.int64), blocks)
+    with pytest.raises(TensorArgumentError, match="9 context_lens need 10 query_starts"):
+        AttentionTables.of(starts[:-1], lens, blocks)
+
+
+def wider(case: Case) -> Tensor:
+    """The block tables with as many columns again after them, as in a scheduler's plan of full capacity."""
+    return torch.cat([case.plan.block_tables, torch.full_like(case.plan.block_tables, -1)], dim=1)
 
 
 @pytest.mark.parametrize("function", [paged_attention, paged_attention_reference])
@@ -188,7 +223,7 @@ def test_arguments_that_do_not_fit(function) -> None:
 
 
 def replaced(plan: AttentionPlan, **fields: Tensor) -> AttentionPlan:
-    values = {name: getattr(plan, name) for name in ("query_starts", "context_lens", "page_tables", "write_slots")}
+    values = {name: getattr(plan, name) for name in ("query_starts", "context_lens", "block_tables", "write_slots")}
     return AttentionPlan(**{**values, **fields}, max_query_len=plan.max_query_len, max_context_len=plan.max_context_len)
 
 
@@ -198,11 +233,11 @@ def replaced(plan: AttentionPlan, **fields: Tensor) -> AttentionPlan:
         ({"query_starts": torch.tensor([1, 1, 3]).int()}, "begins with 1, not 0"),
         ({"query_starts": torch.tensor([0, 4, 3]).int()}, "falls behind row 1"),
         ({"context_lens": torch.tensor([20, 1]).int()}, "row 1 has 2 query tokens but a context of 1"),
-        ({"context_lens": torch.tensor([20, 200]).int()}, "200 tokens, 13 pages, but page_tables is 4 wide"),
-        ({"context_lens": torch.tensor([20]).int()}, "1 context_lens need 2 query_starts and 1 page_tables"),
+        ({"context_lens": torch.tensor([20, 200]).int()}, "200 tokens, 13 pages, but block_tables is 4 wide"),
+        ({"context_lens": torch.tensor([20]).int()}, "1 context_lens need 2 query_starts and 1 block_tables"),
         ({"context_lens": torch.tensor([20, 33])}, "context_lens must be int32"),
-        ({"page_tables": torch.zeros(2, 4, 1).int()}, "page_tables must be int32 with 2 dimensions"),
-        ({"page_tables": torch.zeros(4, 2).int().T}, "last dimension of page_tables must be contiguous"),
+        ({"block_tables": torch.zeros(2, 4, 1).int()}, "block_tables must be int32 with 2 dimensions"),
+        ({"block_tables": torch.zeros(4, 2).int().T}, "last dimension of block_tables must be contiguous"),
     ],
 )
 def test_plans_that_contradict_themselves(fields: dict[str, Tensor], message: str) -> None:
@@ -216,10 +251,10 @@ def test_plans_that_contradict_themselves(fields: dict[str, Tensor], message: st
 def test_a_page_that_does_not_exist(page: int, function) -> None:
     case = make_case([Row(20), Row(33, 2)])
     assert case.key_pages.shape[0] == 6
-    tables = case.plan.page_tables.clone()
+    tables = case.plan.block_tables.clone()
     tables[1, 2] = page
     with pytest.raises(PageIndexError, match="page does not exist"):
-        function(*case.arguments[:3], replaced(case.plan, page_tables=tables), scaling=0.25)
+        function(*case.arguments[:3], replaced(case.plan, block_tables=tables), scaling=0.25)
 
 
 @st.composite
