@@ -22,9 +22,9 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import torch
 
 from ruprompt_fast.concurrency.fair_lock import FairLock
+from ruprompt_fast.concurrency.team import Team
 from ruprompt_fast.concurrency.threads import check_caller, program_is_ending, start_thread, wake_at_end
 from ruprompt_fast.errors import EngineStepError, described
-from ruprompt_fast.ops import Team
 
 T = TypeVar("T")
 

@@ -20,14 +20,12 @@ from ruprompt_fast.ops.shared_prefix_attention import (
     shared_prefix_attention_reference,
 )
 from ruprompt_fast.ops.splice import splice, splice_reference
-from ruprompt_fast.ops.team import Team, use_threads
 
 __all__ = [
     "NO_PREFIX",
     "PAGE_SIZE",
     "AttentionPlan",
     "PackedSequences",
-    "Team",
     "check_errors",
     "copy_pages",
     "copy_pages_reference",
@@ -43,7 +41,6 @@ __all__ = [
     "shared_prefix_attention_reference",
     "splice",
     "splice_reference",
-    "use_threads",
     "write_kv",
     "write_kv_reference",
 ]

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from ruprompt_fast.concurrency.team import Team
 from ruprompt_fast.errors import SettingError, TrainingDataError
-from ruprompt_fast.ops import Team
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.training.arguments import checked_arguments, default_arguments, uses_checkpointing
 from ruprompt_fast.training.attaching import (

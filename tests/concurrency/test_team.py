@@ -10,7 +10,7 @@ import pytest
 import torch
 from patience import join_all
 
-from ruprompt_fast.ops.team import Team, TeamSize, use_threads
+from ruprompt_fast.concurrency.team import Team, TeamSize, use_threads
 
 CALM, CROWDED = {"waiting": 0.0, "idle": 0.0}, {"waiting": 0.67, "idle": 0.0}
 FREE = {"waiting": 0.0, "idle": 1.0}
@@ -90,7 +90,8 @@ def test_other_threads_keep_their_number() -> None:
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
 def test_mkl_takes_the_number_also_from_a_caller_who_has_set_torchs() -> None:
     code = (
-        "import ctypes, torch; from ruprompt_fast.ops import Team; mkl = ctypes.CDLL(torch._C.__file__)\n"
+        "import ctypes, torch; from ruprompt_fast.concurrency.team import Team\n"
+        "mkl = ctypes.CDLL(torch._C.__file__)\n"
         "torch.set_num_threads(3)\n"
         "with Team(2).working(): assert mkl.MKL_Get_Max_Threads() == 2\n"
         "assert mkl.MKL_Get_Max_Threads() == torch.get_num_threads() == 3"
@@ -101,8 +102,8 @@ def test_mkl_takes_the_number_also_from_a_caller_who_has_set_torchs() -> None:
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS=1", "OMP_NUM_THREADS=3", "OMP_WAIT_POLICY=active", "A=b"])
 def test_whatever_the_environment_says(variable: str) -> None:
     code = (
-        "import torch; from ruprompt_fast.ops import Team; team = Team(2); team.allow(torch.get_num_threads()); "
-        "team.adjust(); assert torch.get_num_threads() == 2"
+        "import torch; from ruprompt_fast.concurrency.team import Team; team = Team(2); "
+        "team.allow(torch.get_num_threads()); team.adjust(); assert torch.get_num_threads() == 2"
     )
     name, value = variable.split("=")
     subprocess.run([sys.executable, "-c", code], env={"PATH": "", name: value}, check=True)

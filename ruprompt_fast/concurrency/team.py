@@ -48,7 +48,7 @@ class TeamSize:
     _is_doubted: bool = False
 
     def decide(self, waiting: float, idle: float, at: float) -> bool:
-        """Decide anew; returns whether the number has changed.
+        """Decide again; returns whether the number has changed.
 
         It shrinks by the threads that had no processor, if that is so twice in a row, or at once where it has just
         grown: a moment's work of another program is no reason. It grows onto idle processors, later each time that
@@ -80,7 +80,7 @@ class TeamSize:
 
 
 class Team:
-    """The threads that the calling thread computes on, counted anew between two pieces of work.
+    """The threads that the calling thread computes on, counted again between two pieces of work.
 
     All methods are for the thread that computes.
 
@@ -156,7 +156,7 @@ class Team:
 
 def use_threads(count: int) -> None:
     """What ``torch.set_num_threads`` does, for the calling thread only, as far as OpenMP can be asked."""
-    torch.get_num_threads()  # a thread takes torch's number at its first question: not behind ours
+    torch.get_num_threads()  # a thread takes torch's number at its first question: not after ours
     (_openmp() or torch.set_num_threads)(count)
 
 
