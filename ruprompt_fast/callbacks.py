@@ -8,16 +8,15 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ruprompt_fast.embedding import hide_from_save, note_update, provider_tensors
 from ruprompt_fast.errors import DivergenceError, FrozenWeightsError, MissingDependencyError
+from ruprompt_fast.file_writer import write_tensors
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 from ruprompt_fast.prompts.attachment import note_base
-from ruprompt_fast.prompts.files.tensor_files import write_atomically
 from ruprompt_fast.prompts.providers.freeze import freeze_for, provider_parameters, unfreeze_for
 from ruprompt_fast.training.guards import LossWatch, are_finite, check_optimizer
 from ruprompt_fast.training.stored_state import LoadingCheck
@@ -188,11 +187,8 @@ class ReduceCheckpoint(TrainerCallback):
         if model is None or not state.is_world_process_zero:
             return
         folder = _checkpoint_folder(args, state)
-        providers = {name: tensor.detach().cpu().contiguous() for name, tensor in provider_tensors(model).items()}
         # The new file stands before the old ones go: a run that is killed here has one or the other.
-        write_atomically(
-            os.path.join(folder, SAFE_WEIGHTS_NAME), lambda path: save_file(providers, path, metadata={"format": "pt"})
-        )
+        write_tensors(os.path.join(folder, SAFE_WEIGHTS_NAME), provider_tensors(model))
         for name in os.listdir(folder):
             if name == SAFE_WEIGHTS_INDEX_NAME or _SHARD.fullmatch(name):
                 os.remove(os.path.join(folder, name))

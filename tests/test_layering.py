@@ -14,7 +14,7 @@ KERNELS = PACKAGE.parent / "kernels"
 # Lowest first; a module imports from layers below its own and from its own component.
 LAYERS = [
     {"__version__", "_lazy", "errors", "core", "precision", "_C", "kernels"},
-    {"concurrency"},
+    {"concurrency", "file_writer"},
     {"ops"},
     {"embedding"},
     {"prompts"},

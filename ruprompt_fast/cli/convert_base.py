@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruprompt_fast.errors import FileWriteError, HubError, MissingDependencyError, OutputExistsError, described
+from ruprompt_fast.errors import HubError, MissingDependencyError, OutputExistsError, described
+from ruprompt_fast.file_writer import naming_write_errors, unfinished_folder
 
 _MAGIC = b"GGUF"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -54,15 +53,12 @@ def convert_base(file: Path, folder: Path, dtype: str = "float32") -> None:
             f"reading GGUF files needs the package(s) {', '.join(missing)}: pip install 'ruprompt-fast[gguf]'."
         )
     parts = _read(file, dtype)
-    try:
+    with naming_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
-            complete = Path(partial) / folder.name
+        with unfinished_folder(folder.parent) as partial:
             for part in parts:
-                part.save_pretrained(complete)
-            shutil.move(complete, folder)
-    except OSError as error:
-        raise FileWriteError(f"{folder} cannot be written: {described(error)}.") from error
+                part.save_pretrained(partial)
+            partial.rename(folder)
 
 
 def _check_file(file: Path) -> None:

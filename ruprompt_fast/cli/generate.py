@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ruprompt_fast.cli.options import as_pairs
+from ruprompt_fast.file_writer import is_stream
 from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.parsing import parse_config
 
@@ -15,7 +16,6 @@ def run(arguments: Sequence[str]) -> None:
     """Answer every row of a file with a prompt; print how many there are now."""
     config = parse_config(GenerateConfig, as_pairs(arguments, GenerateConfig), prog="ruprompt-fast generate")
     from ruprompt_fast.runs.generate import generate
-    from ruprompt_fast.training.writing import is_stream
 
     outcome = generate(config)
     before = f", {outcome.num_before} of them were there before" if outcome.num_before else ""

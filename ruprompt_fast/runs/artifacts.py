@@ -20,11 +20,10 @@ from typing import Any, cast
 import yaml
 
 from ruprompt_fast.errors import CheckpointError, ConfigError, MissingDependencyError, OutputExistsError, shown
-from ruprompt_fast.prompts.files.tensor_files import write_atomically, write_text
+from ruprompt_fast.file_writer import is_unfinished, remove_unfinished, write_atomically, write_json, write_text
 from ruprompt_fast.runs.config import config_yaml
 from ruprompt_fast.runs.yaml_files import read_yaml
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
-from ruprompt_fast.training.writing import is_unfinished, remove_unfinished
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -160,7 +159,7 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the figures, which makes the run a finished one."""
-    write_text(folder / METRICS_FILE, json.dumps(dict(metrics), indent=2) + "\n")
+    write_json(folder / METRICS_FILE, metrics)
 
 
 def read_metrics(folder: Path) -> dict[str, float]:

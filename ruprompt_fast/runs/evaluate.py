@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import OutputExistsError, TaskError
-from ruprompt_fast.prompts.files.tensor_files import write_text
+from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.runs.answer_config import EvaluateConfig
 from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
 from ruprompt_fast.runs.baselines import check_instruction
@@ -19,7 +19,7 @@ from ruprompt_fast.runs.data.row_format import RowFormat
 from ruprompt_fast.runs.data.rows import load_rows
 from ruprompt_fast.runs.measuring import Evaluation, evaluate_prompt
 from ruprompt_fast.runs.metrics import check_can_measure
-from ruprompt_fast.runs.serving import check_settings, find_model, find_task, load_answering
+from ruprompt_fast.runs.serving import check_settings, find_model, find_task, load_prompt
 from ruprompt_fast.runs.start import fitting_rows, load_frozen, members_of
 from ruprompt_fast.runs.word_lists import OBSCENE, read_word_list
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
@@ -68,7 +68,7 @@ def _check_output(folder: Path) -> None:
 def _evaluate(config: EvaluateConfig) -> Evaluation:
     """:func:`evaluate` without its folder."""
     check_settings(config.generation)
-    prompt = load_answering(config.prompt)
+    prompt = load_prompt(config.prompt)
     task = find_task(config.prompt, config.task, prompt)
     if task is None:
         raise TaskError(

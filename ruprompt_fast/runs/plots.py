@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ruprompt_fast.prompts.files.tensor_files import write_atomically
+from ruprompt_fast.file_writer import write_atomically
 from ruprompt_fast.runs.artifacts import check_can_draw
 
 _INCHES = (7.0, 4.5)

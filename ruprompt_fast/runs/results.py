@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruprompt_fast.errors import CheckpointError, FileWriteError, OutputExistsError, shown
-from ruprompt_fast.prompts.files.tensor_files import write_text
+from ruprompt_fast.errors import CheckpointError, OutputExistsError, shown
+from ruprompt_fast.file_writer import append_all, is_stream, naming_write_errors, write_json
 from ruprompt_fast.training.ownership import owning_file
-from ruprompt_fast.training.writing import is_stream, naming_write_errors, write_all
 
 # Of the description: the number of lines of a run that came to its end.
 _NUM_LINES = "num_lines"
@@ -137,7 +136,7 @@ class ResultFile:
 
     def _describe(self, num_lines: int | None) -> None:
         content = {**self.description, _NUM_LINES: num_lines}
-        write_text(self.description_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.description_path, content)
 
     def _stored(self) -> dict[str, Any] | None:
         """The description beside the file; None if there is no file, or nothing in it to go on with.
@@ -188,13 +187,8 @@ class Writer:
             FileWriteError: the disk is full, say.
         """
         content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-        try:
-            with naming_write_errors(self._path):
-                write_all(self._descriptor, content)
-        except FileWriteError:
-            if self._num_bytes is not None:
-                os.ftruncate(self._descriptor, self._num_bytes)  # no half of a line stays
-            raise
+        with naming_write_errors(self._path):
+            append_all(self._descriptor, content, self._num_bytes)
         self.num_lines += len(rows)
         if self._num_bytes is not None:
             self._num_bytes += len(content)

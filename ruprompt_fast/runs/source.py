@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruprompt_fast.errors import ContextLengthError, TrainingDataError
+from ruprompt_fast.file_writer import file_digest, is_stream
 from ruprompt_fast.runs.data.json_lines import read_jsonl
 from ruprompt_fast.runs.data.row_format import Record, RowFormat
 from ruprompt_fast.runs.data.rows import BadRow, OnBadRow, checked_row, report_bad_rows
 from ruprompt_fast.runs.data.sources import FILE_NAMES, is_row_file, records, source_path, text_column_of
-from ruprompt_fast.training.writing import file_digest, is_stream
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 
 from ruprompt_fast.cache.hashing import model_identity, prefix_key
 from ruprompt_fast.errors import CheckpointError, ConfigError, DivergenceError, OutputExistsError
-from ruprompt_fast.prompts.files.tensor_files import write_text
+from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.runs.artifacts import (
     CHECKPOINTS,
     CONFIG_FILE,

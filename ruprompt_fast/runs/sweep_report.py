@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ruprompt_fast.prompts.files.tensor_files import write_text
+from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.runs.plots import Line, Point, draw_lines
 from ruprompt_fast.runs.sweep_grid import AXES, SkippedCell
 from ruprompt_fast.runs.sweep_store import AxisValue, CellResult

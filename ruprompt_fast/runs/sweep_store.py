@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, Literal
 
 from ruprompt_fast.errors import CheckpointError, shown
-from ruprompt_fast.training.writing import naming_write_errors, write_all
+from ruprompt_fast.file_writer import append_all, naming_write_errors
 
 AxisValue = str | int | float | None
 """One value of an axis of the grid; None where the cell does not have that axis."""
@@ -62,15 +62,10 @@ class ResultStore:
         Raises:
             FileWriteError: the disk is full, say; the lines before are whole.
         """
-        line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with naming_write_errors(self._path):
-            try:
-                write_all(self._file.fileno(), line.encode())
-                os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(self._num_bytes)  # no half of a line stays
-                raise
-        self._num_bytes += len(line.encode())
+            append_all(self._file.fileno(), line, self._num_bytes, sync=True)
+        self._num_bytes += len(line)
         self.results[result.digest] = result
 
 
@@ -100,7 +95,7 @@ def _read(file: RawIOBase, path: Path) -> Iterator[CellResult]:
             file.truncate(complete)
             content = content[:complete]
         else:
-            write_all(file.fileno(), b"\n")
+            append_all(file.fileno(), b"\n", len(content))
     for number, line in enumerate(content.splitlines(), start=1):
         result = _result(line)
         if result is None:

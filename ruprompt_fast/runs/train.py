@@ -15,9 +15,9 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from ruprompt_fast.embedding import detach_prompts
 from ruprompt_fast.errors import ConfigError
+from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.files.tensor_files import write_text
 from ruprompt_fast.runs.artifacts import (
     CARD_FILE,
     begin,

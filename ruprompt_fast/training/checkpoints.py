@@ -19,6 +19,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ruprompt_fast.errors import CheckpointError, OutputExistsError, shown
+from ruprompt_fast.file_writer import is_unfinished, remove_unfinished, sync, write_json
 from ruprompt_fast.training.manifest import (
     COMPLETE_FILE,
     WRITING_FILE,
@@ -28,12 +29,9 @@ from ruprompt_fast.training.manifest import (
     read_json,
     read_manifest,
     step_of,
-    sync,
-    write_json,
     write_manifest,
 )
 from ruprompt_fast.training.stored_state import read_state
-from ruprompt_fast.training.writing import is_unfinished, remove_unfinished
 
 RUN_FILE = "training_run.json"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ruprompt_fast.errors import CheckpointError, shown
-from ruprompt_fast.prompts.files.tensor_files import write_atomically
-from ruprompt_fast.training.writing import file_digest
+from ruprompt_fast.file_writer import file_digest, sync, write_json
 
 COMPLETE_FILE = "complete.json"
 """Written last, when everything else has reached the disk: a checkpoint counts if it stands there and is true."""
@@ -125,25 +123,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object; found {shown(content)}.")
     return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, which appears complete or not at all, and is on the disk then."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync(temporary)
-
-    write_atomically(path, write)
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _has_size(path: Path, size: int) -> bool:

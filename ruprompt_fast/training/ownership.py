@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from ruprompt_fast.errors import FileWriteError, OutputInUseError, shown
+from ruprompt_fast.errors import OutputInUseError, shown
+from ruprompt_fast.file_writer import naming_write_errors
 
 LOCK_FILE = ".ruprompt-fast.lock"
 """The lock of a folder, inside it."""
@@ -77,14 +78,8 @@ def owning_file(path: Path) -> Iterator[None]:
 @contextmanager
 def _owning(lock: Path, output: Path) -> Iterator[None]:
     owner = os.getpid()
-    try:
+    with naming_write_errors(output):
         descriptor = _take(lock, output)
-    except OSError as error:
-        if isinstance(error, OutputInUseError):
-            raise
-        raise FileWriteError(
-            f"{output}: cannot be written to ({error.strerror or error}). Name another output, or make room for it."
-        ) from error
     _held.add(descriptor)
     try:
         yield

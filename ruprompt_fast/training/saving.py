@@ -19,6 +19,7 @@ from ruprompt_fast.errors import (
     SettingError,
     TrainingDataError,
 )
+from ruprompt_fast.file_writer import naming_write_errors
 from ruprompt_fast.prompts.attachment import note_base
 from ruprompt_fast.training.attaching import description_of
 from ruprompt_fast.training.checkpoints import RunFolder
@@ -30,7 +31,6 @@ from ruprompt_fast.training.stored_state import (
     read_parameters,
     write_parameters,
 )
-from ruprompt_fast.training.writing import naming_write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ruprompt_fast.embedding import PROVIDERS_KEY, provider_tensors
 from ruprompt_fast.errors import CheckpointError, PromptFileError, shown
-from ruprompt_fast.prompts.files.tensor_files import read_safetensors
+from ruprompt_fast.file_writer import write_tensors
+from ruprompt_fast.prompts.files.reading.safetensors_file import read_safetensors
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -26,8 +26,7 @@ TRAINER_STATE_NAME = "trainer_state.json"
 
 def write_parameters(folder: Path, parameters: Mapping[str, Tensor]) -> None:
     """Write the providers' tensors by their names in the model."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
-    save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    write_tensors(folder / SAFE_WEIGHTS_NAME, parameters)
 
 
 @torch.no_grad()

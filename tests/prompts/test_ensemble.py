@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from prompts.tiny import WIDTH
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -20,7 +21,6 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts import Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.files import tensor_files
 from ruprompt_fast.prompts.files.ensemble_files import is_ensemble_folder
 
 TEMPLATE = "<P*3>{text}<P>"
@@ -113,8 +113,8 @@ class TestFolder:
                 raise OSError("no space left on device")
             real_save(tensors, path)
 
-        real_save = tensor_files.save_file
-        monkeypatch.setattr(tensor_files, "save_file", fail_at_the_second)
+        real_save = safetensors.torch.save_file
+        monkeypatch.setattr(safetensors.torch, "save_file", fail_at_the_second)
         with pytest.raises(OSError, match="no space"):
             PromptEnsemble(ensemble.members[1:]).save_pretrained(tmp_path)
         assert len(written) == 2

@@ -25,8 +25,9 @@ from ruprompt_fast.errors import (
     UnknownArgumentError,
     UnsafeFileError,
 )
+from ruprompt_fast.file_writer import write_atomically
 from ruprompt_fast.prompts import LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.prompts.files import tensor_files
+from ruprompt_fast.prompts.files.rows_file import write_rows
 
 ROWS = torch.arange(3 * WIDTH, dtype=torch.float32).reshape(3, WIDTH)
 
@@ -140,14 +141,14 @@ class TestWriting:
 
     def test_an_interrupted_write_leaves_the_old_file(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.safetensors"
-        tensor_files.write_rows(ROWS, path)
+        write_rows(ROWS, path)
 
         def fail(file: Path) -> None:
             file.write_bytes(b"half")
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            tensor_files.write_atomically(path, fail)
+            write_atomically(path, fail)
         assert torch.equal(load_file(path)["prompt_embeddings"], ROWS)
         assert list(tmp_path.iterdir()) == [path]
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ruprompt_fast.errors import FileWriteError, PromptFileError, PromptFolderError, shown
+from ruprompt_fast.file_writer import checked_path, make_folder, naming_write_errors, unfinished_folder, write_json
 from ruprompt_fast.prompts.files.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME, PROMPT_SAFETENSORS_FILE_NAME
-from ruprompt_fast.prompts.files.paths import checked_path, local_path
+from ruprompt_fast.prompts.files.paths import local_path
 from ruprompt_fast.prompts.files.reading.json_object import read_json
-from ruprompt_fast.prompts.files.tensor_files import make_folder, named_errors, write_text
 from ruprompt_fast.prompts.format.limits import MAX_ENSEMBLE_BYTES, MAX_MEMBERS
 from ruprompt_fast.prompts.prompt import Prompt
 
@@ -54,11 +51,10 @@ def write_members(save_directory: str | os.PathLike[str], members: Sequence[Prom
         raise PromptFolderError(f"{folder}: expected a folder to save the ensemble in; found a file.")
     make_folder(folder)
     replaced = _replaced_folders(folder)
-    with named_errors(folder):
+    with naming_write_errors(folder):
         new = _write_to_new_folder(folder, members)
-    text = json.dumps({"members": [f"{new}/{index}" for index in range(len(members))]}, indent=2) + "\n"
     try:
-        write_text(folder / ENSEMBLE_FILE_NAME, text)
+        write_json(folder / ENSEMBLE_FILE_NAME, {"members": [f"{new}/{index}" for index in range(len(members))]})
     except BaseException:
         _remove_members(folder / new)
         raise
@@ -110,16 +106,11 @@ def _rows_bytes(member: Path) -> int:
 
 def _write_to_new_folder(folder: Path, members: Sequence[Prompt]) -> str:
     """Write the members under a name that nothing has yet, which is returned."""
-    temporary = folder / f".{secrets.token_hex(16)}.tmp"
-    temporary.mkdir()
-    try:
+    with unfinished_folder(folder) as temporary:
         for index, member in enumerate(members):
             member.save_pretrained(temporary / str(index))
         new = _unused_name(folder)
         temporary.rename(folder / new)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return new
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ruprompt_fast.errors import FileWriteError, PromptFileError, TemplateError, shown
+from ruprompt_fast.file_writer import make_folder, text_writer, write_together
 from ruprompt_fast.prompts.files.base_model import BaseModel
 from ruprompt_fast.prompts.files.config import PromptConfig
 from ruprompt_fast.prompts.files.reading.json_object import parse_object, read_json
@@ -24,7 +25,7 @@ from ruprompt_fast.prompts.files.reading.regular_file import open_regular
 from ruprompt_fast.prompts.files.reading.rows import read_rows
 from ruprompt_fast.prompts.files.reading.safetensors_file import safetensors_index
 from ruprompt_fast.prompts.files.reading.torch_file import read_torch
-from ruprompt_fast.prompts.files.tensor_files import ROWS_KEY, make_folder, rows_writer, text_writer, write_together
+from ruprompt_fast.prompts.files.rows_file import ROWS_KEY, rows_writer
 from ruprompt_fast.prompts.format.layout import RowsFromText, Special
 from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES, MAX_JSON_BYTES, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from ruprompt_fast.errors import FileWriteError, PromptFileError, shown
+from ruprompt_fast.errors import PromptFileError, shown
+from ruprompt_fast.file_writer import path_problem
 
 _DRIVE = re.compile("[A-Za-z]:")
 
@@ -22,7 +23,7 @@ def local_path(name_or_path: object) -> Path:
             f"expected a folder, or owner/name of a repository; found {shown(name_or_path)} of type "
             f"{type(name_or_path).__name__}."
         )
-    if problem := _problem(os.fspath(name_or_path)):
+    if problem := path_problem(os.fspath(name_or_path)):
         raise PromptFileError(f"{shown(os.fspath(name_or_path))}: {problem}.")
     return Path(os.path.expanduser(name_or_path))
 
@@ -44,28 +45,3 @@ def is_path(name_or_path: str | os.PathLike[str]) -> bool:
         or os.path.exists(name_or_path)
         or (bool(slash) and os.path.isdir(first))
     )
-
-
-def checked_path(path: object) -> str:
-    """A path that a caller gave, as a string.
-
-    Raises:
-        FileWriteError: it is something else.
-    """
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise FileWriteError(f"expected a path; found {shown(path)} of type {type(path).__name__}.")
-    if problem := _problem(text):
-        raise FileWriteError(f"{shown(text)}: {problem}.")
-    return text
-
-
-def _problem(path: str) -> str | None:
-    """What keeps a string from being a path on any file system; None if nothing does."""
-    if "\0" in path:
-        return "a path cannot hold a null byte"
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return "a path cannot hold half a character, a lone surrogate"
-    return None

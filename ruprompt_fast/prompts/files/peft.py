@@ -23,7 +23,7 @@ from ruprompt_fast.prompts.files.reading.rows import finite_rows, read_rows
 from ruprompt_fast.prompts.files.reading.safetensors_file import safetensors_index
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor
 from ruprompt_fast.prompts.files.reading.torch_file import read_torch
-from ruprompt_fast.prompts.files.tensor_files import ROWS_KEY
+from ruprompt_fast.prompts.files.rows_file import ROWS_KEY
 from ruprompt_fast.prompts.format.limits import MAX_ROWS, MAX_TASK_RANK, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.template import LEADING, PROMPT_TOKEN, TRAILING

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from ruprompt_fast.errors import NotInitializedError, PromptFolderError, UnknownArgumentError
+from ruprompt_fast.file_writer import checked_path
 from ruprompt_fast.prompts.files.config import PromptConfig
 from ruprompt_fast.prompts.files.files import StoredPrompt, write_prompt
-from ruprompt_fast.prompts.files.paths import checked_path
 from ruprompt_fast.prompts.files.prompt_sources import load_prompt
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import NonFiniteRowsError, NotInitializedError, PromptInitError, PromptMismatchError
 from ruprompt_fast.prompts.files.reading.rows import all_finite
-from ruprompt_fast.prompts.files.tensor_files import write_rows
+from ruprompt_fast.prompts.files.rows_file import write_rows
 from ruprompt_fast.prompts.providers.init_mode import InitMode
 from ruprompt_fast.prompts.providers.kv_shape import KVShape
 from ruprompt_fast.prompts.providers.row_init import RowInit

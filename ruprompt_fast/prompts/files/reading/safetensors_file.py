@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.files.reading.json_object import parse_object
-from ruprompt_fast.prompts.files.reading.regular_file import RegularFile
+from ruprompt_fast.prompts.files.reading.regular_file import RegularFile, open_regular
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor, contiguous_stride
 from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES, MAX_TENSOR_DIMS
 
@@ -33,6 +35,16 @@ _DTYPES = {
 }
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file of one's own, however large, on the CPU.
+
+    Raises:
+        PromptFileError: the file is missing, truncated or something else.
+    """
+    with open_regular(path, None) as file:
+        return {name: stored.read() for name, stored in safetensors_index(file).items()}
 
 
 def safetensors_index(file: RegularFile) -> dict[str, StoredTensor]:
