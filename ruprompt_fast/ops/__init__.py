@@ -1,7 +1,7 @@
 """The operators: the only callers of compiled code, each beside its PyTorch reference."""
 
-from ruprompt_fast.ops._id_errors import check_errors
-from ruprompt_fast.ops._memory import release_memory
+from ruprompt_fast.ops.cpu.memory import release_memory
+from ruprompt_fast.ops.cuda.id_errors import check_errors
 from ruprompt_fast.ops.frozen_linear import frozen_linear, frozen_linear_reference
 from ruprompt_fast.ops.kv_pages import (
     PAGE_SIZE,

@@ -9,10 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ruprompt_fast.errors import PageIndexError, TensorArgumentError
+from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops._checks import DTYPE_NAMES
-from ruprompt_fast.ops.cpu import kv_pages as cpu
-from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE, by_token, check_pages, kv_page_shapes
+from ruprompt_fast.ops._errors import copy_error, slot_error
+from ruprompt_fast.ops.cpu.kv_pages import (
+    PAGE_SIZE,
+    by_token,
+    check_pages,
+    copy_pages_cpu,
+    kv_page_shapes,
+    write_kv_cpu,
+)
 
 __all__ = ["PAGE_SIZE", "copy_pages", "copy_pages_reference", "kv_page_shapes", "write_kv", "write_kv_reference"]
 
@@ -38,9 +45,7 @@ def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor,
         TensorArgumentError: a shape, dtype, layout or device that is not as above.
     """
     _check_write(key, value, key_pages, value_pages, write_slots)
-    bad = cpu.write_kv(key, value, key_pages, value_pages, write_slots)
-    if bad >= 0:
-        raise _slot_error(write_slots, bad, key_pages.shape[0])
+    write_kv_cpu(key, value, key_pages, value_pages, write_slots)
 
 
 def write_kv_reference(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
@@ -48,7 +53,7 @@ def write_kv_reference(key: Tensor, value: Tensor, key_pages: Tensor, value_page
     _check_write(key, value, key_pages, value_pages, write_slots)
     bad = ((write_slots < 0) | (write_slots >= key_pages.shape[0] * PAGE_SIZE)).nonzero()
     if bad.numel():
-        raise _slot_error(write_slots, int(bad[0]), key_pages.shape[0])
+        raise slot_error(write_slots, int(bad[0]), key_pages.shape[0], PAGE_SIZE)
     page, place = write_slots // PAGE_SIZE, write_slots % PAGE_SIZE
     keys, values = by_token(key_pages, value_pages)
     keys[page, place], values[page, place] = key, value
@@ -73,9 +78,7 @@ def copy_pages(pages: Tensor, copies: Tensor) -> None:
     _check_copies(pages, copies)
     if copies.shape[0] == 0:
         return
-    bad = cpu.copy_pages(pages, copies)
-    if bad >= 0:
-        raise _copy_error(copies, bad, pages.shape[0])
+    copy_pages_cpu(pages, copies)
 
 
 def copy_pages_reference(pages: Tensor, copies: Tensor) -> None:
@@ -83,7 +86,7 @@ def copy_pages_reference(pages: Tensor, copies: Tensor) -> None:
     _check_copies(pages, copies)
     bad = ((copies < 0) | (copies >= pages.shape[0])).reshape(-1).nonzero()
     if bad.numel():
-        raise _copy_error(copies, int(bad[0]), pages.shape[0])
+        raise copy_error(copies, int(bad[0]), pages.shape[0])
     for source, destination in copies.tolist():
         pages[destination] = pages[source]
 
@@ -127,17 +130,3 @@ def _check_copies(pages: Tensor, copies: Tensor) -> None:
         raise TensorArgumentError(f"pages must be [pages, ...] and contiguous, not {list(pages.shape)}")
     if not (pages.is_cpu and copies.is_cpu):
         raise TensorArgumentError(f"pages are copied on the CPU, but they are on {pages.device}, {copies.device}")
-
-
-def _slot_error(write_slots: Tensor, position: int, num_pages: int) -> PageIndexError:
-    return PageIndexError(
-        f"slot {int(write_slots[position])} at position {position} of write_slots lies in no page: "
-        f"{num_pages} pages have the slots 0..{num_pages * PAGE_SIZE - 1}"
-    )
-
-
-def _copy_error(copies: Tensor, position: int, num_pages: int) -> PageIndexError:
-    return PageIndexError(
-        f"page {int(copies.reshape(-1)[position])} in row {position // 2} of copies does not exist: "
-        f"the pages are 0..{num_pages - 1}"
-    )

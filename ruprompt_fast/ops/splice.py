@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ruprompt_fast import _C
-from ruprompt_fast.ops._checks import DTYPE_NAMES, check_tables, rows_contiguous
-from ruprompt_fast.ops._id_errors import bad_id_error
+from ruprompt_fast.errors import PromptMismatchError, TensorArgumentError
+from ruprompt_fast.ops._checks import DTYPE_NAMES, check_ids
+from ruprompt_fast.ops._errors import raise_on_bad_id
 from ruprompt_fast.ops._library import LIBRARY, NAMESPACE
-from ruprompt_fast.ops._memory import empty_output
+from ruprompt_fast.ops.cpu.splice import splice_cpu, splice_prompt_grad_cpu
 
 LIBRARY.define(
     "splice(Tensor input_ids, Tensor token_weight, Tensor prompt_weight, int first_prompt_id) -> Tensor",
@@ -56,85 +56,59 @@ def splice(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first
 
 def splice_reference(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
     """:func:`splice` in plain PyTorch, gradients included: one lookup in both tables put together."""
-    check_tables(input_ids, token_weight, prompt_weight)
-    _raise_on_bad_id(input_ids, token_weight.shape[0], prompt_weight.shape[0], first_prompt_id)
+    _check_tables(input_ids, token_weight, prompt_weight)
+    raise_on_bad_id(input_ids, token_weight.shape[0], prompt_weight.shape[0], first_prompt_id)
     ids = input_ids.long()
     rows = torch.where(ids < first_prompt_id, ids, ids - first_prompt_id + token_weight.shape[0])
     return F.embedding(rows, torch.cat([token_weight, prompt_weight]))
 
 
-def _raise_on_bad_id(input_ids: Tensor, token_rows: int, prompt_rows: int, first_prompt_id: int) -> None:
-    token_limit = max(0, min(first_prompt_id, token_rows))
-    ids = input_ids.reshape(-1).long()
-    is_token = (ids >= 0) & (ids < token_limit)
-    is_prompt = (ids >= first_prompt_id) & (ids < first_prompt_id + prompt_rows)
-    bad = (~(is_token | is_prompt)).nonzero()
-    if bad.numel():
-        position = int(bad[0])
-        raise bad_id_error(int(ids[position]), position, token_limit, first_prompt_id, prompt_rows)
+def _check_tables(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor) -> None:
+    """Raises unless the ids are ids and the tables are two matrices of one width, dtype and device."""
+    check_ids(input_ids)
+    token_shape, prompt_shape = token_weight.shape, prompt_weight.shape
+    if len(token_shape) != 2 or len(prompt_shape) != 2:
+        raise TensorArgumentError(
+            f"token_weight and prompt_weight must be [rows, width], not {list(token_shape)} and {list(prompt_shape)}"
+        )
+    if token_weight.dtype not in DTYPE_NAMES:
+        names = ", ".join(DTYPE_NAMES.values())
+        raise TensorArgumentError(f"token_weight must be one of {names}, not {token_weight.dtype}")
+    if token_weight.dtype is not prompt_weight.dtype:
+        raise PromptMismatchError(
+            f"the tables must have one dtype, but token_weight is {token_weight.dtype} and prompt_weight "
+            f"{prompt_weight.dtype}: convert the prompt with .to({token_weight.dtype})"
+        )
+    if token_shape[1] != prompt_shape[1]:
+        raise PromptMismatchError(f"the prompt table has width {prompt_shape[1]}, the token table {token_shape[1]}")
+    device = token_weight.device
+    if input_ids.device != device or prompt_weight.device != device:
+        raise TensorArgumentError(
+            f"input_ids, token_weight and prompt_weight must be on one device, not on {input_ids.device}, {device} "
+            f"and {prompt_weight.device}"
+        )
 
 
-def _splice_cpu(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
-    check_tables(input_ids, token_weight, prompt_weight)
-    ids, tokens, prompts = input_ids.contiguous(), rows_contiguous(token_weight), rows_contiguous(prompt_weight)
-    size, width = tokens.element_size(), tokens.shape[1]
-    out = empty_output((*ids.shape, width), tokens.dtype)
-    bad = _C.splice(
-        ids.data_ptr(),
-        ids.element_size(),
-        ids.numel(),
-        tokens.data_ptr(),
-        tokens.shape[0],
-        tokens.stride(0) * size,
-        prompts.data_ptr(),
-        prompts.shape[0],
-        prompts.stride(0) * size,
-        first_prompt_id,
-        width * size,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if bad >= 0:
-        _raise_on_bad_id(ids, tokens.shape[0], prompts.shape[0], first_prompt_id)
-    return out
+def _on_cpu(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
+    _check_tables(input_ids, token_weight, prompt_weight)
+    return splice_cpu(input_ids, token_weight, prompt_weight, first_prompt_id)
 
 
-def _prompt_grad_cpu(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
-    width = grad.shape[-1]
-    ids = input_ids.contiguous()
-    rows = rows_contiguous(grad.reshape(input_ids.numel(), width))
-    out = grad.new_empty((prompt_rows, width))
-    _C.splice_prompt_grad(
-        ids.data_ptr(),
-        ids.element_size(),
-        ids.numel(),
-        rows.data_ptr(),
-        rows.stride(0),
-        DTYPE_NAMES[grad.dtype],
-        width,
-        first_prompt_id,
-        prompt_rows,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
+def _on_cuda(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
+    from ruprompt_fast.ops.cuda.splice import splice_cuda
+
+    _check_tables(input_ids, token_weight, prompt_weight)
+    return splice_cuda(input_ids, token_weight, prompt_weight, first_prompt_id)
 
 
-def _splice_cuda(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
-    from ruprompt_fast.ops import _cuda
+def _prompt_grad_on_cuda(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
+    from ruprompt_fast.ops.cuda.splice import splice_prompt_grad_cuda
 
-    check_tables(input_ids, token_weight, prompt_weight)
-    return _cuda.splice(input_ids, token_weight, prompt_weight, first_prompt_id)
-
-
-def _prompt_grad_cuda(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
-    from ruprompt_fast.ops import _cuda
-
-    return _cuda.splice_prompt_grad(grad, input_ids, prompt_rows, first_prompt_id)
+    return splice_prompt_grad_cuda(grad, input_ids, prompt_rows, first_prompt_id)
 
 
 def _splice_fake(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
-    check_tables(input_ids, token_weight, prompt_weight)
+    _check_tables(input_ids, token_weight, prompt_weight)
     return token_weight.new_empty((*input_ids.shape, token_weight.shape[1]))
 
 
@@ -181,11 +155,11 @@ def _register(name: str, cpu: Any, cuda: Any, fake: Any, setup: Any, backward: A
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=LIBRARY)
 
 
-_register("splice", _splice_cpu, _splice_cuda, _splice_fake, _splice_setup, _splice_backward)
+_register("splice", _on_cpu, _on_cuda, _splice_fake, _splice_setup, _splice_backward)
 _register(
     "splice_prompt_grad",
-    _prompt_grad_cpu,
-    _prompt_grad_cuda,
+    splice_prompt_grad_cpu,
+    _prompt_grad_on_cuda,
     _prompt_grad_fake,
     _prompt_grad_setup,
     _prompt_grad_backward,

@@ -8,8 +8,8 @@ from ops.splice_cases import DTYPES, FIRST_PROMPT_ID, NUM_IDS, PROMPT_ROWS, TOKE
 from tolerances import assert_close
 
 from ruprompt_fast.ops import splice, splice_reference
-from ruprompt_fast.ops._cuda import splice_into_slots, sum_segments
-from ruprompt_fast.ops._id_errors import NUM_SLOTS, IdErrorSlots
+from ruprompt_fast.ops.cuda.id_errors import NUM_SLOTS, IdErrorSlots
+from ruprompt_fast.ops.cuda.splice import splice_into_slots, sum_segments
 
 
 @pytest.fixture

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from ruprompt_fast.errors import TokenIdError
-from ruprompt_fast.ops import _id_errors, check_errors
-from ruprompt_fast.ops._id_errors import NUM_SLOTS, IdErrorSlots, raise_pending
+from ruprompt_fast.ops import check_errors
+from ruprompt_fast.ops.cuda import id_errors
+from ruprompt_fast.ops.cuda.id_errors import NUM_SLOTS, IdErrorSlots, raise_pending
 
 
 @pytest.fixture
 def slots(monkeypatch: pytest.MonkeyPatch) -> IdErrorSlots:
     """Slots of a device 0 for which waiting is a no-op."""
     slots = IdErrorSlots(torch.zeros(NUM_SLOTS, dtype=torch.int64))
-    monkeypatch.setattr(_id_errors, "_slots_by_device", {0: slots})
+    monkeypatch.setattr(id_errors, "_slots_by_device", {0: slots})
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return slots

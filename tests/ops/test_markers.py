@@ -7,9 +7,9 @@ import torch
 
 from ruprompt_fast.errors import MarkerCountError, TensorArgumentError
 from ruprompt_fast.ops import resolve_markers, resolve_markers_reference
-from ruprompt_fast.ops.markers import _resolve_without_sync
+from ruprompt_fast.ops.markers import _on_cuda
 
-FUNCTIONS = [resolve_markers, resolve_markers_reference, _resolve_without_sync]
+FUNCTIONS = [resolve_markers, resolve_markers_reference, _on_cuda]
 
 
 @pytest.fixture(params=FUNCTIONS, ids=lambda function: function.__name__)
@@ -76,7 +76,7 @@ def test_a_wrong_count_names_sequence_count_and_rows(function) -> None:
 
 def test_a_wrong_count_fails_without_a_sync_too() -> None:
     with pytest.raises(RuntimeError, match="another number of markers"):
-        _resolve_without_sync(torch.tensor([[9, 9, 1]]), [9], [50], [3])
+        _on_cuda(torch.tensor([[9, 9, 1]]), [9], [50], [3])
 
 
 def test_arguments_that_do_not_fit(resolve) -> None:

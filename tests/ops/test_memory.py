@@ -10,7 +10,7 @@ import torch
 
 from ruprompt_fast import _C
 from ruprompt_fast.ops import release_memory
-from ruprompt_fast.ops._memory import empty_output
+from ruprompt_fast.ops.cpu.memory import empty_output
 
 MIB = 1 << 20
 

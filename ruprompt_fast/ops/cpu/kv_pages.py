@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ruprompt_fast import _C
 from ruprompt_fast.errors import TensorArgumentError
+from ruprompt_fast.ops._errors import copy_error, slot_error
 
 # Tokens per page.
 PAGE_SIZE = 16
@@ -61,16 +62,12 @@ def check_pages(key_pages: Tensor, value_pages: Tensor) -> None:
         raise TensorArgumentError("pages must be contiguous")
 
 
-def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> int:
-    """:func:`ruprompt_fast.ops.write_kv` with checked arguments.
-
-    Returns:
-        The position of a slot that lies in no page, in which case nothing was written; -1 if there is none.
-    """
+def write_kv_cpu(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
+    """:func:`ruprompt_fast.ops.write_kv` of checked arguments."""
     num_pages, kv_heads, head_dim, _ = key_pages.shape
     key_token_stride, key_head_stride, _ = key.stride()
     value_token_stride, value_head_stride, _ = value.stride()
-    return _C.write_kv(
+    bad = _C.write_kv(
         key.data_ptr(),
         key_token_stride,
         key_head_stride,
@@ -88,16 +85,13 @@ def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor,
         write_slots.shape[0],
         torch.get_num_threads(),
     )
+    if bad >= 0:
+        raise slot_error(write_slots, bad, num_pages, PAGE_SIZE)
 
 
-def copy_pages(pages: Tensor, copies: Tensor) -> int:
-    """:func:`ruprompt_fast.ops.copy_pages` with checked arguments.
-
-    Returns:
-        The position, among the flattened ``copies``, of a page that does not exist, in which case nothing was written;
-        -1 if there is none.
-    """
-    return _C.copy_pages(
+def copy_pages_cpu(pages: Tensor, copies: Tensor) -> None:
+    """:func:`ruprompt_fast.ops.copy_pages` of checked arguments."""
+    bad = _C.copy_pages(
         pages.data_ptr(),
         pages.shape[0],
         pages.stride(0) * pages.element_size(),
@@ -106,3 +100,5 @@ def copy_pages(pages: Tensor, copies: Tensor) -> int:
         copies.shape[0],
         torch.get_num_threads(),
     )
+    if bad >= 0:
+        raise copy_error(copies, bad, pages.shape[0])

@@ -6,20 +6,11 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import TokenIdError
+from ruprompt_fast.ops._errors import bad_id_error
 
 # A mark that a kernel met such an id, the id, its position among the flattened ids, and the limits it was held
 # against: the end of the token ids, the first prompt id, the number of prompt rows.
 NUM_SLOTS = 6
-
-
-def bad_id_error(id_: int, position: int, token_limit: int, first_prompt_id: int, prompt_rows: int) -> TokenIdError:
-    """The error for an id in neither table; ``position`` counts in the flattened ids."""
-    tokens = f"0..{token_limit - 1}" if token_limit else "none"
-    prompts = f"{first_prompt_id}..{first_prompt_id + prompt_rows - 1}" if prompt_rows else "none"
-    return TokenIdError(
-        f"id {id_} at flat position {position} of input_ids is in neither table: "
-        f"token ids are {tokens}, prompt ids are {prompts}"
-    )
 
 
 class IdErrorSlots:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ruprompt_fast.kernels import splice as kernels
 from ruprompt_fast.ops._checks import rows_contiguous
-from ruprompt_fast.ops._id_errors import IdErrorSlots, raise_pending, slots_of
+from ruprompt_fast.ops.cuda.id_errors import IdErrorSlots, raise_pending, slots_of
 
 
-def splice(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
-    """:func:`ruprompt_fast.ops.splice` on one CUDA device; raises what an earlier call has left behind."""
+def splice_cuda(input_ids: Tensor, token_weight: Tensor, prompt_weight: Tensor, first_prompt_id: int) -> Tensor:
+    """:func:`ruprompt_fast.ops.splice` of checked tables on one device; raises what an earlier call has left."""
     device_index = input_ids.get_device()
     raise_pending(device_index)
     with torch.cuda.device(device_index):
@@ -34,7 +34,7 @@ def splice_into_slots(
     return out
 
 
-def splice_prompt_grad(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
+def splice_prompt_grad_cuda(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
     """The gradient of the prompt table on the device of ``grad``."""
     with torch.cuda.device(grad.get_device()):
         return sum_segments(grad, input_ids, prompt_rows, first_prompt_id)
