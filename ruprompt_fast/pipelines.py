@@ -17,7 +17,7 @@ from transformers.pipelines.text_generation import ReturnType, TextGenerationPip
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.integration import check_fits, context_length
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.format.text_field import text_field
+from ruprompt_fast.prompts.format.texts import text_field
 from ruprompt_fast.requests.decoding import TextDecoder
 from ruprompt_fast.requests.merging import merged_config
 from ruprompt_fast.requests.stopping import stop_ids

@@ -11,9 +11,8 @@ from torch import Tensor
 from ruprompt_fast.core import ClassificationOutput
 from ruprompt_fast.errors import ContextLengthError, LabelError, shown
 from ruprompt_fast.integration.context_length import context_length
-from ruprompt_fast.prompts.format.class_scores import class_scores
 from ruprompt_fast.prompts.format.continuations import Continuations, WordsBehind, decoder_words
-from ruprompt_fast.prompts.format.verbalizers import Verbalizers, read_labels
+from ruprompt_fast.prompts.format.verbalizers import Verbalizers, class_scores, read_labels
 from ruprompt_fast.requests.inputs import PLAIN_TEXT, Request
 from ruprompt_fast.requests.text_checks import check_encodable, check_ids
 

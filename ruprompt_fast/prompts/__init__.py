@@ -1,4 +1,15 @@
-"""Soft prompts: templates and formats, providers of rows, prompts and their files, preprocessing."""
+"""Soft prompts: formats, providers of rows, and their files.
+
+format      from fields to texts and ids
+providers   modules that own a prompt's parameters and make its rows
+files       prompts on disk and on the hub
+limits      how large a prompt and its files may be
+
+prompt          a format and a provider that belong together; multi several of them over one model, ensemble several
+                for one task
+prompt_context  what a prompt is in use with
+patching        attaching prompts to a model
+"""
 
 from __future__ import annotations
 
@@ -14,14 +25,16 @@ if TYPE_CHECKING:
     from ruprompt_fast.prompts.format.preprocessing import BasePreprocessor, Text2TextPreprocessor
     from ruprompt_fast.prompts.format.prompt_format import PromptFormat
     from ruprompt_fast.prompts.format.template import PROMPT_TOKEN, PROMPT_TOKEN_FOR_KEY, PROMPT_TOKEN_SHORT, is_marker
-    from ruprompt_fast.prompts.in_use import PromptContext
     from ruprompt_fast.prompts.multi import MultiPrompt
     from ruprompt_fast.prompts.prompt import Prompt
-    from ruprompt_fast.prompts.providers.deep import PrefixTuningProvider
+    from ruprompt_fast.prompts.prompt_context import PromptContext
+    from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
     from ruprompt_fast.prompts.providers.freeze import freeze_model
     from ruprompt_fast.prompts.providers.kv_shape import KVShape, check_kv_shape, kv_shape_of
-    from ruprompt_fast.prompts.providers.providers import BasePromptProvider, ModulePromptProvider, TensorPromptProvider
+    from ruprompt_fast.prompts.providers.module_provider import ModulePromptProvider
+    from ruprompt_fast.prompts.providers.prefix_tuning import PrefixTuningProvider
     from ruprompt_fast.prompts.providers.reparametrized import LSTMPromptProvider, MLPPromptProvider
+    from ruprompt_fast.prompts.providers.tensor_provider import TensorPromptProvider
 
 __all__ = [
     "PROMPT_TOKEN",
@@ -53,23 +66,23 @@ __all__ = [
 _HOMES = {
     "BasePreprocessor": "format.preprocessing",
     "BasePromptFormat": "format.base_format",
-    "BasePromptProvider": "providers.providers",
+    "BasePromptProvider": "providers.base_provider",
     "EncodedPrompt": "format.encoding",
     "KVShape": "providers.kv_shape",
     "LSTMPromptProvider": "providers.reparametrized",
     "MLPPromptProvider": "providers.reparametrized",
-    "ModulePromptProvider": "providers.providers",
+    "ModulePromptProvider": "providers.module_provider",
     "MultiPrompt": "multi",
     "PROMPT_TOKEN": "format.template",
     "PROMPT_TOKEN_FOR_KEY": "format.template",
     "PROMPT_TOKEN_SHORT": "format.template",
-    "PrefixTuningProvider": "providers.deep",
+    "PrefixTuningProvider": "providers.prefix_tuning",
     "Prompt": "prompt",
     "PromptConfig": "files.config",
-    "PromptContext": "in_use",
+    "PromptContext": "prompt_context",
     "PromptEnsemble": "ensemble",
     "PromptFormat": "format.prompt_format",
-    "TensorPromptProvider": "providers.providers",
+    "TensorPromptProvider": "providers.tensor_provider",
     "Text2TextPreprocessor": "format.preprocessing",
     "check_kv_shape": "providers.kv_shape",
     "freeze_model": "providers.freeze",

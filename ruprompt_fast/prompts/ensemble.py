@@ -22,7 +22,7 @@ from ruprompt_fast.errors import (
     shown,
 )
 from ruprompt_fast.prompts.files.base_model import check_base
-from ruprompt_fast.prompts.files.ensemble_files import member_folders, write_members
+from ruprompt_fast.prompts.files.ensemble_folder import member_folders, write_members
 from ruprompt_fast.prompts.files.paths import local_path
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.verbalizers import Labels
@@ -31,7 +31,7 @@ from ruprompt_fast.prompts.prompt import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ruprompt_fast.prompts.providers.providers import BasePromptProvider
+    from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 
 Input: TypeAlias = str | Mapping[str, str]
 

@@ -14,13 +14,13 @@ from ruprompt_fast.errors import (
     UnknownPromptError,
     shown,
 )
-from ruprompt_fast.prompts import attachment
-from ruprompt_fast.prompts.format.patched import tokenize_for_patched
+from ruprompt_fast.prompts import patching
+from ruprompt_fast.prompts.format.patched_input import tokenize_for_patched
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
-from ruprompt_fast.prompts.format.text_field import add_text
-from ruprompt_fast.prompts.in_use import PromptContext
+from ruprompt_fast.prompts.format.texts import add_text
 from ruprompt_fast.prompts.prompt import Prompt
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider
+from ruprompt_fast.prompts.prompt_context import PromptContext
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +118,7 @@ class MultiPrompt:
         Raises:
             PromptInitError: a prompt is deep, which no embedding can hold.
         """
-        attachment.refuse_deep(self.prompts.values())
+        patching.refuse_deep(self.prompts.values())
         self.initialize(model, tokenizer)
         self.attach(model, tokenizer)
 
@@ -144,7 +144,7 @@ class MultiPrompt:
         waiting = [key for key, prompt in self.prompts.items() if not prompt.is_initialized]
         if waiting:
             raise NotInitializedError(f"the prompts {waiting} must be initialized to be attached; patch() does both.")
-        self.ctx.embedding = attachment.attach(list(self.prompts.values()), model, tokenizer)
+        self.ctx.embedding = patching.attach(list(self.prompts.values()), model, tokenizer)
         self.ctx.model = model
         self.ctx.tokenizer = tokenizer
         self.ctx.is_attached = True
@@ -157,9 +157,9 @@ class MultiPrompt:
                 to, and leaves it alone if another prompt has been attached since.
         """
         if model is not None:
-            attachment.detach(model)
+            patching.detach(model)
         elif self.ctx.model is not None and self.ctx.embedding is not None:
-            attachment.detach(self.ctx.model, self.ctx.embedding)
+            patching.detach(self.ctx.model, self.ctx.embedding)
         self.ctx.embedding = None
         self.ctx.is_attached = False
 
@@ -195,4 +195,4 @@ class MultiPrompt:
         if self.ctx.embedding is None or model.get_input_embeddings() is not self.ctx.embedding:
             raise NotInitializedError("the model was patched with something else since; call patch() again.")
         attached = list(self.prompts.values())
-        self.ctx.embedding = attachment.attach_one_more(prompt, attached, self.ctx.embedding, model, tokenizer)
+        self.ctx.embedding = patching.attach_one_more(prompt, attached, self.ctx.embedding, model, tokenizer)

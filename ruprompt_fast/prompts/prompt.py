@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import NotInitializedError, PromptInitError
-from ruprompt_fast.prompts import attachment
+from ruprompt_fast.prompts import patching
 from ruprompt_fast.prompts.files.config import PromptConfig
-from ruprompt_fast.prompts.files.files import StoredPrompt
+from ruprompt_fast.prompts.files.prompt_folder import StoredPrompt
 from ruprompt_fast.prompts.files.storage import StoredPromptMixin
 from ruprompt_fast.prompts.format.base_format import BasePromptFormat
-from ruprompt_fast.prompts.format.patched import tokenize_for_patched
+from ruprompt_fast.prompts.format.patched_input import tokenize_for_patched
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
-from ruprompt_fast.prompts.format.text_field import add_text
-from ruprompt_fast.prompts.in_use import PromptContext
-from ruprompt_fast.prompts.providers.deep import PrefixTuningProvider
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider, TensorPromptProvider, as_provider
+from ruprompt_fast.prompts.format.texts import add_text
+from ruprompt_fast.prompts.prompt_context import PromptContext
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
+from ruprompt_fast.prompts.providers.module_provider import as_provider
+from ruprompt_fast.prompts.providers.prefix_tuning import PrefixTuningProvider
+from ruprompt_fast.prompts.providers.tensor_provider import TensorPromptProvider
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +80,7 @@ class Prompt(StoredPromptMixin):
         Raises:
             PromptInitError: a deep prompt, which no embedding can hold.
         """
-        attachment.refuse_deep([self])
+        patching.refuse_deep([self])
         self.initialize(model, tokenizer)
         self.attach(model, tokenizer)
 
@@ -95,19 +97,19 @@ class Prompt(StoredPromptMixin):
         self.format.initialize(tokenizer)
         if self.provider.is_deep:
             self.format.without_leading_rows()
-        embedding = attachment.original_embedding(model)
-        width = attachment.embedding_width(embedding)
+        embedding = patching.original_embedding(model)
+        width = patching.embedding_width(embedding)
         length = cast(int, self.format.prompt_length)
         was_initialized = self.provider.is_initialized
         self.provider.bind_tokenizer(tokenizer)
         self.provider.bind_model(model)
         self.provider.initialize(length, width, embedding, self.format.init_tokens or {})
         row_width = self.provider.row_width(width)
-        attachment.check_rows(self.provider, length, row_width, self.config.pretrained_model_name)
+        patching.check_rows(self.provider, length, row_width, self.config.pretrained_model_name)
         if was_initialized:
-            attachment.check_base(self, model)
+            patching.check_base(self, model)
         else:
-            self.config.base_model = attachment.base_of(model)
+            self.config.base_model = patching.base_of(model)
         self.config.prompt_length = length
         self.config.embedding_dim = row_width
         self.config.kv_shape = self.provider.kv_shape
@@ -130,9 +132,9 @@ class Prompt(StoredPromptMixin):
         """
         if not self.is_initialized:
             raise NotInitializedError("a prompt must be initialized before it is attached; patch() does both.")
-        embedding = attachment.attach([self], model, tokenizer)
+        embedding = patching.attach([self], model, tokenizer)
         if self._patched is not None and self._patched is not model:
-            attachment.detach(self._patched, self.ctx.embedding)
+            patching.detach(self._patched, self.ctx.embedding)
         self.ctx.embedding = embedding
         self._patched = self.ctx.model = model
         self.ctx.tokenizer = tokenizer
@@ -146,9 +148,9 @@ class Prompt(StoredPromptMixin):
                 to, and leaves it alone if another prompt has been attached since.
         """
         if model is not None:
-            attachment.detach(model)
+            patching.detach(model)
         elif self._patched is not None:
-            attachment.detach(self._patched, self.ctx.embedding)
+            patching.detach(self._patched, self.ctx.embedding)
         self._patched = None
         self.ctx.embedding = None
         self.ctx.is_attached = False

@@ -16,7 +16,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts import PromptFormat
 from ruprompt_fast.prompts.format.special_tokens import Reading
-from ruprompt_fast.prompts.format.text_field import text_field
+from ruprompt_fast.prompts.format.texts import text_field
 from ruprompt_fast.requests.registry import LoadedPrompt, PromptRegistry, check_fields, encode_with_rows
 from ruprompt_fast.requests.text_checks import check_fields_text, check_ids
 

@@ -11,7 +11,7 @@ from ruprompt_fast.core import Class, GenerationOutput
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.files.ensemble_files import is_ensemble_folder
+from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder
 from ruprompt_fast.requests.merging import merged_config
 from ruprompt_fast.requests.new_tokens import new_tokens
 from ruprompt_fast.runs.answer_config import ServedModelConfig

@@ -17,8 +17,8 @@ from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.format.layout import Rows as PromptRows
 from ruprompt_fast.prompts.format.layout import RowsFromText
 from ruprompt_fast.prompts.format.template import parse_template
-from ruprompt_fast.prompts.providers.deep import PrefixTuningProvider
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
+from ruprompt_fast.prompts.providers.prefix_tuning import PrefixTuningProvider
 from ruprompt_fast.prompts.providers.row_init import check_prompt_length
 from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
 from ruprompt_fast.runs.data.row_format import RowFormat

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ruprompt_fast.ops import frozen_linear
 from ruprompt_fast.ops.frozen_linear import check_frozen_weight
-from ruprompt_fast.prompts.format.class_scores import class_scores
+from ruprompt_fast.prompts.format.verbalizers import class_scores
 from ruprompt_fast.training.examples import Example
 
 

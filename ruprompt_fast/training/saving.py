@@ -20,7 +20,7 @@ from ruprompt_fast.errors import (
     TrainingDataError,
 )
 from ruprompt_fast.file_writer import naming_write_errors
-from ruprompt_fast.prompts.attachment import note_base
+from ruprompt_fast.prompts.patching import note_base
 from ruprompt_fast.training.attaching import description_of
 from ruprompt_fast.training.checkpoints import RunFolder
 from ruprompt_fast.training.modes import prepared_for_training

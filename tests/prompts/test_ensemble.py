@@ -21,7 +21,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts import Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.files.ensemble_files import is_ensemble_folder
+from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder
 
 TEMPLATE = "<P*3>{text}<P>"
 

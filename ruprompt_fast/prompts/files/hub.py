@@ -29,9 +29,13 @@ from huggingface_hub.errors import (
 )
 
 from ruprompt_fast.errors import HubError, shown
-from ruprompt_fast.prompts.files.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME, PROMPT_SAFETENSORS_FILE_NAME
 from ruprompt_fast.prompts.files.paths import local_path
-from ruprompt_fast.prompts.files.peft import PEFT_CONFIG_NAME, PEFT_SAFETENSORS_NAME, PEFT_TORCH_NAME
+from ruprompt_fast.prompts.files.peft_folder import PEFT_CONFIG_NAME, PEFT_SAFETENSORS_NAME, PEFT_TORCH_NAME
+from ruprompt_fast.prompts.files.prompt_folder import (
+    PROMPT_FILE_NAME,
+    PROMPT_PROVIDER_FILE_NAME,
+    PROMPT_SAFETENSORS_FILE_NAME,
+)
 
 # What describes a prompt, and the files that may hold its rows, the preferred one first.
 _FILES = {

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ruprompt_fast.errors import PromptFileError, SettingError, shown
-from ruprompt_fast.prompts.files.files import PROMPT_FILE_NAME, StoredPrompt, read_prompt
 from ruprompt_fast.prompts.files.paths import is_path, local_path
-from ruprompt_fast.prompts.files.peft import PEFT_CONFIG_NAME, read_peft
+from ruprompt_fast.prompts.files.peft_folder import PEFT_CONFIG_NAME, read_peft
+from ruprompt_fast.prompts.files.prompt_folder import PROMPT_FILE_NAME, StoredPrompt, read_prompt
 from ruprompt_fast.prompts.files.reading.regular_file import reason
-from ruprompt_fast.prompts.format.limits import MAX_NAMES_SHOWN
+from ruprompt_fast.prompts.limits import MAX_NAMES_SHOWN
 
 
 def load_prompt(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ruprompt_fast.errors import BatchMismatchError, MissingFieldError
-from ruprompt_fast.prompts.format.patched import marker_runs
+from ruprompt_fast.prompts.format.patched_input import marker_runs
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.targets import TextWithTarget, tokenize_with_targets
 

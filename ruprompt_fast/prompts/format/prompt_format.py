@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ruprompt_fast.errors import NotInitializedError, TemplateError, shown
 from ruprompt_fast.prompts.format.base_format import BasePromptFormat, Ranges
 from ruprompt_fast.prompts.format.encoding import EncodedPrompt, encode_layout
+from ruprompt_fast.prompts.format.init_texts import ids_in_place
 from ruprompt_fast.prompts.format.layout import Layout, Rows, field_names
 from ruprompt_fast.prompts.format.marker_tokens import marker_token
 from ruprompt_fast.prompts.format.special_tokens import Reading, SpecialTokens
@@ -21,7 +22,6 @@ from ruprompt_fast.prompts.format.template import (
 )
 from ruprompt_fast.prompts.format.text_form import TextForm
 from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
-from ruprompt_fast.prompts.providers.init_texts import ids_in_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -33,8 +33,8 @@ from ruprompt_fast.prompts.format.layout import (
     Text,
     join_neighbours,
 )
-from ruprompt_fast.prompts.format.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
 from ruprompt_fast.prompts.format.texts import is_text
+from ruprompt_fast.prompts.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
 
 PROMPT_TOKEN = "<|P|>"
 """The marker of one soft row in a compiled template."""

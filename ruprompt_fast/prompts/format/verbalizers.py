@@ -1,13 +1,16 @@
-"""Classes and the words that stand for them."""
+"""Verbalizers: classes, the words that stand for them, and their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ruprompt_fast.core import Class
 from ruprompt_fast.errors import LabelError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Labels: TypeAlias = Sequence[str] | Mapping[Any, str | Sequence[str]]
 """Label words, each a class of its own; or for every class its word or words."""
@@ -52,6 +55,29 @@ def read_labels(labels: Any) -> Verbalizers:
         )
     class_of = tuple(index for index, words in enumerate(groups) for _ in words)
     return Verbalizers(classes, tuple(word for words in groups for word in words), class_of)
+
+
+def class_scores(word_scores: Tensor, class_of: Sequence[int] | None) -> Tensor:
+    """Log-probabilities of classes, from those of their words.
+
+    Semantics::
+
+        out[..., k] = logsumexp(word_scores[..., class_of == k], -1)
+
+    Args:
+        word_scores: [..., words], log-probabilities.
+        class_of: for every word the index of its class, in order; None where each is a class of its own.
+    """
+    if class_of is None:
+        return word_scores
+    import torch  # a task is described without it
+
+    columns: list[list[int]] = [[] for _ in range(max(class_of) + 1)]
+    for word, index in enumerate(class_of):
+        columns[index].append(word)
+    if len(columns) == len(class_of):
+        return word_scores
+    return torch.stack([word_scores[..., column].logsumexp(-1) for column in columns], -1)
 
 
 def _words_of(name: Any, given: Any) -> list[str]:

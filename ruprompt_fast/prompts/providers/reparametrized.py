@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError
 from ruprompt_fast.precision import training_dtype
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 from ruprompt_fast.prompts.providers.row_init import RowInit, check_prompt_length
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
 from ruprompt_fast.precision import training_dtype
+from ruprompt_fast.prompts.format.init_texts import ids_alone, ids_behind_text
 from ruprompt_fast.prompts.format.template import is_marker
 from ruprompt_fast.prompts.format.texts import is_text
 from ruprompt_fast.prompts.providers.init_mode import InitMode
-from ruprompt_fast.prompts.providers.init_texts import ids_alone, ids_behind_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

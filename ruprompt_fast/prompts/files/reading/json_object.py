@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.files.reading.regular_file import open_regular
-from ruprompt_fast.prompts.format.limits import MAX_INTEGER_DIGITS, MAX_JSON_BRACKETS, MAX_JSON_BYTES, MAX_JSON_DEPTH
 from ruprompt_fast.prompts.format.texts import is_text
+from ruprompt_fast.prompts.limits import MAX_INTEGER_DIGITS, MAX_JSON_BRACKETS, MAX_JSON_BYTES, MAX_JSON_DEPTH
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 

@@ -22,7 +22,7 @@ from ruprompt_fast.prompts.files.reading.pickled_values import (
     kind_of,
     refusal,
 )
-from ruprompt_fast.prompts.format.limits import MAX_PICKLE_DEPTH, MAX_PICKLE_OPCODES
+from ruprompt_fast.prompts.limits import MAX_PICKLE_DEPTH, MAX_PICKLE_OPCODES
 
 _PROTOCOL = 2
 _MAX_BITS = 80

@@ -10,7 +10,7 @@ import torch
 
 from ruprompt_fast.errors import UnsafeFileError, shown
 from ruprompt_fast.prompts.files.reading.stored_tensor import span
-from ruprompt_fast.prompts.format.limits import MAX_TENSOR_DIMS
+from ruprompt_fast.prompts.limits import MAX_TENSOR_DIMS
 
 _DTYPES = {
     "DoubleStorage": torch.float64,

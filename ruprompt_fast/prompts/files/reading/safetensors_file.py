@@ -19,7 +19,7 @@ from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.files.reading.json_object import parse_object
 from ruprompt_fast.prompts.files.reading.regular_file import RegularFile, open_regular
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor, contiguous_stride
-from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES, MAX_TENSOR_DIMS
+from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES, MAX_TENSOR_DIMS
 
 _DTYPES = {
     "F64": torch.float64,

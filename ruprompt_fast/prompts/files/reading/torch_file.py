@@ -13,7 +13,7 @@ from ruprompt_fast.prompts.files.reading.pickled_values import PickledTensor
 from ruprompt_fast.prompts.files.reading.regular_file import RegularFile
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor
 from ruprompt_fast.prompts.files.reading.zip_directory import Record, is_zip, zip_records
-from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES
+from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES
 
 _PICKLE_SUFFIX = "/data.pkl"
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C

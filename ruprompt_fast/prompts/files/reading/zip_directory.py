@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from ruprompt_fast.prompts.files.reading.regular_file import RegularFile
-from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES
+from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES
 
 _END = struct.Struct("<4sHHHHIIH")
 _END64_LOCATOR = struct.Struct("<4sIQI")

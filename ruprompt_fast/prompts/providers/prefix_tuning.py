@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, UnsupportedModelError
 from ruprompt_fast.precision import without_autocast
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 from ruprompt_fast.prompts.providers.kv_shape import KVShape, check_kv_shape, kv_shape_of
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider, given_rows
 from ruprompt_fast.prompts.providers.reparametrized import check_sizes, follow, seeded, two_layers
 from ruprompt_fast.prompts.providers.row_init import RowInit, check_init_tokens, check_prompt_length, check_tokens
+from ruprompt_fast.prompts.providers.tensor_provider import given_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ruprompt_fast.errors import PromptInitError, PromptMismatchError, shown
 from ruprompt_fast.prompts.files import base_model
 from ruprompt_fast.prompts.files.base_model import BaseModel
-from ruprompt_fast.prompts.providers.providers import BasePromptProvider
+from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,14 +22,14 @@ from ruprompt_fast.prompts.files.base_model import BaseModel
 from ruprompt_fast.prompts.files.config import PromptConfig
 from ruprompt_fast.prompts.files.reading.json_object import parse_object, read_json
 from ruprompt_fast.prompts.files.reading.regular_file import open_regular
-from ruprompt_fast.prompts.files.reading.rows import read_rows
 from ruprompt_fast.prompts.files.reading.safetensors_file import safetensors_index
+from ruprompt_fast.prompts.files.reading.stored_rows import read_rows
 from ruprompt_fast.prompts.files.reading.torch_file import read_torch
 from ruprompt_fast.prompts.files.rows_file import ROWS_KEY, rows_writer
 from ruprompt_fast.prompts.format.layout import RowsFromText, Special
-from ruprompt_fast.prompts.format.limits import MAX_INDEX_BYTES, MAX_JSON_BYTES, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.template import BEGIN, END, compile_parts, marker_for_key, parse_template
+from ruprompt_fast.prompts.limits import MAX_INDEX_BYTES, MAX_JSON_BYTES, MAX_TENSOR_FILE_BYTES
 
 PROMPT_FILE_NAME = "prompt.json"
 PROMPT_PROVIDER_FILE_NAME = "prompt_provider.bin"

@@ -10,10 +10,14 @@ from pathlib import Path
 
 from ruprompt_fast.errors import FileWriteError, PromptFileError, PromptFolderError, shown
 from ruprompt_fast.file_writer import checked_path, make_folder, naming_write_errors, unfinished_folder, write_json
-from ruprompt_fast.prompts.files.files import PROMPT_FILE_NAME, PROMPT_PROVIDER_FILE_NAME, PROMPT_SAFETENSORS_FILE_NAME
 from ruprompt_fast.prompts.files.paths import local_path
+from ruprompt_fast.prompts.files.prompt_folder import (
+    PROMPT_FILE_NAME,
+    PROMPT_PROVIDER_FILE_NAME,
+    PROMPT_SAFETENSORS_FILE_NAME,
+)
 from ruprompt_fast.prompts.files.reading.json_object import read_json
-from ruprompt_fast.prompts.format.limits import MAX_ENSEMBLE_BYTES, MAX_MEMBERS
+from ruprompt_fast.prompts.limits import MAX_ENSEMBLE_BYTES, MAX_MEMBERS
 from ruprompt_fast.prompts.prompt import Prompt
 
 ENSEMBLE_FILE_NAME = "ensemble.json"

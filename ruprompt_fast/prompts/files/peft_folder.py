@@ -16,17 +16,17 @@ from torch import Tensor
 
 from ruprompt_fast.errors import PromptFileError, shown
 from ruprompt_fast.prompts.files.config import PromptConfig, is_size
-from ruprompt_fast.prompts.files.files import StoredPrompt
+from ruprompt_fast.prompts.files.prompt_folder import StoredPrompt
 from ruprompt_fast.prompts.files.reading.json_object import read_json
 from ruprompt_fast.prompts.files.reading.regular_file import open_regular
-from ruprompt_fast.prompts.files.reading.rows import finite_rows, read_rows
 from ruprompt_fast.prompts.files.reading.safetensors_file import safetensors_index
+from ruprompt_fast.prompts.files.reading.stored_rows import finite_rows, read_rows
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor
 from ruprompt_fast.prompts.files.reading.torch_file import read_torch
 from ruprompt_fast.prompts.files.rows_file import ROWS_KEY
-from ruprompt_fast.prompts.format.limits import MAX_ROWS, MAX_TASK_RANK, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.template import LEADING, PROMPT_TOKEN, TRAILING
+from ruprompt_fast.prompts.limits import MAX_ROWS, MAX_TASK_RANK, MAX_TENSOR_FILE_BYTES
 from ruprompt_fast.prompts.providers.kv_shape import KVShape
 
 PEFT_CONFIG_NAME = "adapter_config.json"

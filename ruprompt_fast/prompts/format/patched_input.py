@@ -12,7 +12,7 @@ from ruprompt_fast.prompts.format.encoding import tokenize_layout
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.special_tokens import Reading
 from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
-from ruprompt_fast.prompts.in_use import PromptContext
+from ruprompt_fast.prompts.prompt_context import PromptContext
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
