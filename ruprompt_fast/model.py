@@ -6,13 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
-from ruprompt_fast.dispatch.build import EngineOptions
 from ruprompt_fast.dispatch.classification import Classification, check_labels
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.dispatch.model_sources import (
     device_of,
     dtype_of,
@@ -24,9 +25,11 @@ from ruprompt_fast.dispatch.model_sources import (
     weight_dtype_of,
 )
 from ruprompt_fast.dispatch.progress import progress_bar
-from ruprompt_fast.dispatch.served_model import PromptSource, ServedModel, load_prompt
+from ruprompt_fast.dispatch.served_model import ServedModel
 from ruprompt_fast.prompts import MultiPrompt
+from ruprompt_fast.prompts.ensemble import PromptSource, load_prompt
 from ruprompt_fast.prompts.format.verbalizers import Labels
+from ruprompt_fast.requests.ensemble_answers import most_probable
 from ruprompt_fast.requests.inputs import Input
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ class FastPromptModel(ServedModel):
 
         Args:
             model: a transformers model, or PEFT's wrapper of one with adapters in its layers, a folder, or a hub id.
-            prompts: prompts by name.
+            prompts: prompts and ensembles by name.
             tokenizer: a tokenizer, a folder, or a hub id; None takes the model's.
             dtype: the weights' dtype; None takes the file's on a GPU and float32 on a CPU. A model given as an object
                 keeps its own unless this is set. ``"int8"`` quantizes the frozen matrices to 8 bits (weights only,
@@ -108,7 +111,7 @@ class FastPromptModel(ServedModel):
             kv_cache_bytes,
             prefix_cache_bytes,
             host_cache_bytes,
-            int8=is_int8(dtype),
+            quantization="int8" if is_int8(dtype) else None,
             threads=threads,
         )
         weight_dtype, target = weight_dtype_of(dtype), device_of(device)
@@ -148,7 +151,8 @@ class FastPromptModel(ServedModel):
         Args:
             inputs: a string (the prompt's only field, or the field ``text``), a dict of the prompt's fields, or a
                 list of either.
-            prompt: a loaded prompt's name for all inputs, or a list with one name (or None) per input.
+            prompt: the name of a loaded prompt or ensemble for all inputs, or a list with one name (or None) per
+                input.
             generation_config: transformers' settings for all inputs, or a list with one per input; None takes the
                 model's own.
             seed: of sampling, for all inputs or one per input. A request draws the same tokens for the same seed,
@@ -163,7 +167,9 @@ class FastPromptModel(ServedModel):
             **generation_kwargs: fields of ``GenerationConfig`` that override it for all inputs.
 
         Returns:
-            One output per input, in order; with ``num_return_sequences=n``, n neighbouring outputs per input.
+            One output per input, in order; with ``num_return_sequences=n``, n neighbouring outputs per input. Those of
+            an ensemble are the best of what its members generate, the best first; ``prompt`` is then the member's name,
+            ``name/k``, and ``logprobs`` are always there. :class:`~ruprompt_fast.PromptEnsemble` says what counts.
 
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
@@ -178,7 +184,7 @@ class FastPromptModel(ServedModel):
         extras = (seed, presence_penalty, frequency_penalty, logit_bias, include_stop_str_in_output)
         tasks = self._calls.tasks(inputs, prompt, generation_config, extras, generation_kwargs)
         with progress_bar(len(tasks), progress) as report:
-            return self._dispatcher.generate(tasks, report)
+            return most_probable(tasks, self._dispatcher.generate(tasks, report))
 
     def stream(
         self,
@@ -195,12 +201,16 @@ class FastPromptModel(ServedModel):
     ) -> Iterator[str]:
         """The continuation of one input, piece by piece; the pieces add up to :meth:`generate`'s text.
 
-        No piece ends inside a letter. Closing the iterator drops the request. Arguments and errors are those of
+        No piece ends inside a letter. Closing the iterator cancels the request. Arguments and errors are those of
         :meth:`generate`; wrong ones are refused before the first piece is asked for.
+
+        Raises:
+            SettingError: several outputs, beams or an ensemble, which chooses among whole texts.
         """
         extras = (seed, presence_penalty, frequency_penalty, logit_bias, include_stop_str_in_output)
-        (task,) = self._calls.tasks([input], prompt, generation_config, extras, generation_kwargs)
-        return self._dispatcher.stream(task)
+        return self._dispatcher.stream(
+            self._calls.streamed_task(input, prompt, generation_config, extras, generation_kwargs)
+        )
 
     async def astream(
         self,
@@ -245,7 +255,8 @@ class FastPromptModel(ServedModel):
                 for every class its word, as a training task has them, or several words, whose probabilities add up.
 
         Returns:
-            One output per input, in order; ``label`` is a class where labels are given for classes.
+            One output per input, in order; ``label`` is a class where labels are given for classes. An ensemble's is
+            the one that most of its members choose.
 
         Raises:
             LabelError: the labels are no list and no mapping, too few or too many, too long, or cannot be told apart.
@@ -285,4 +296,5 @@ class FastPromptModel(ServedModel):
             EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
                 EmptyInputError, ContextLengthError, TokenIdError: see :meth:`generate`.
         """
-        return [len(request.input_ids) for request in self._calls.requests(inputs, prompt)]
+        requests = self._calls.requests(inputs, prompt)
+        return [max(len(one.input_ids) for one in group) for _, group in groupby(requests, lambda one: one.index)]

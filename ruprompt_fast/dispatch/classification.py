@@ -13,6 +13,7 @@ from ruprompt_fast.errors import ContextLengthError, LabelError, shown
 from ruprompt_fast.integration.context_length import context_length
 from ruprompt_fast.prompts.format.continuations import Continuations, WordsBehind, decoder_words
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers, class_scores, read_labels
+from ruprompt_fast.requests.ensemble_answers import majority
 from ruprompt_fast.requests.inputs import PLAIN_TEXT, Request
 from ruprompt_fast.requests.text_checks import check_encodable, check_ids
 
@@ -93,11 +94,11 @@ class Classification:
             self._words = _continuations(requests, verbalizers.words, tokenizer)
         for words in dict.fromkeys(self._words):
             _check_words(words, verbalizers, tokenizer, table_size)
-        for index, (request, words) in enumerate(zip(requests, self._words, strict=True)):
-            _check_fits(config, request, words, verbalizers, index)
+        for request, words in zip(requests, self._words, strict=True):
+            _check_fits(config, request, words, verbalizers)
 
     def run(self, runner: Scorer) -> list[ClassificationOutput]:
-        """The most probable class behind each request.
+        """The most probable class after each input; of an ensemble the one that most of its members choose.
 
         Args:
             runner: computes logits.
@@ -110,7 +111,7 @@ class Classification:
             group = [self._requests[index].without_last(words.num_joined) for index in indices]
             scores[indices] = _scores(group, words.ids, runner)
         probabilities = class_scores(scores, self._verbalizers.class_of).softmax(-1)
-        return [
+        outputs = [
             ClassificationOutput(
                 self._verbalizers.classes[int(row.argmax())],
                 dict(zip(self._verbalizers.classes, row.tolist(), strict=True)),
@@ -118,6 +119,7 @@ class Classification:
             )
             for request, row in zip(self._requests, probabilities, strict=True)
         ]
+        return majority(self._requests, outputs)
 
 
 def _check_words(
@@ -151,9 +153,7 @@ def _continuations(
     return found
 
 
-def _check_fits(
-    config: PretrainedConfig, request: Request, words: WordsBehind, verbalizers: Verbalizers, index: int
-) -> None:
+def _check_fits(config: PretrainedConfig, request: Request, words: WordsBehind, verbalizers: Verbalizers) -> None:
     """Refuse a request that the model has no positions for; nobody looks at a word's last token."""
     limit = context_length(config)
     length = len(request.input_ids) - words.num_joined
@@ -163,7 +163,7 @@ def _check_fits(
     if limit is None or needed <= limit:
         return
     raise ContextLengthError(
-        f"input {index} has {len(request.input_ids)} tokens, prompt rows included, and its longest label, "
+        f"input {request.index} has {len(request.input_ids)} tokens, prompt rows included, and its longest label, "
         f"{shown(verbalizers.words[longest])}, has {len(words.ids[longest])}, the last of which takes no position; the "
         f"model's context is {limit}. Shorten the input by {needed - limit} tokens, or use shorter labels."
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from ruprompt_fast.dispatch.build import EngineOptions
 from ruprompt_fast.dispatch.dispatcher import Dispatcher
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.dispatch.model_sources import check_served, unwrapped
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
 from ruprompt_fast.engine.stats import ModelStats
-from ruprompt_fast.errors import AlreadyAttachedError, PromptInitError, UnknownPromptError, shown
-from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.errors import AlreadyAttachedError, UnknownPromptError, shown
+from ruprompt_fast.prompts import Prompt, PromptEnsemble
+from ruprompt_fast.prompts.ensemble import PromptSource, load_prompt
 from ruprompt_fast.prompts.files.base_model import BaseModel, check_base
 from ruprompt_fast.requests.calls import CallReader
 from ruprompt_fast.requests.merging import own_settings
@@ -24,9 +24,6 @@ from ruprompt_fast.requests.registry import LoadedPrompt, PromptRegistry
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-PromptSource: TypeAlias = Prompt | str | os.PathLike[str]
-"""A prompt, a folder that holds one, or the id of one on the Hugging Face Hub."""
 
 
 class ServedModel:
@@ -67,8 +64,8 @@ class ServedModel:
         self._dispatcher = Dispatcher(model, tokenizer, self._embedding, options)
 
     @property
-    def prompts(self) -> Mapping[str, Prompt]:
-        """The loaded prompts by name; a read-only view."""
+    def prompts(self) -> Mapping[str, Prompt | PromptEnsemble]:
+        """The loaded prompts and ensembles by name; a read-only view."""
         return MappingProxyType(self._registry)
 
     @property
@@ -77,9 +74,10 @@ class ServedModel:
         return self._embedding.weight.device
 
     def add_prompt(self, name: str, prompt: PromptSource) -> None:
-        """Load a prompt under a name; one that has the name is replaced.
+        """Load a prompt or an ensemble under a name; what has the name is replaced.
 
         Raises:
+            PromptInitError: it is neither a prompt, nor an ensemble, nor a folder or hub id.
             PromptFileError, HubError: it cannot be read.
             PromptMismatchError: it was made for another width or model.
             UnsupportedModelError: it is a deep prompt, and the model an encoder-decoder or one whose layers differ.
@@ -92,10 +90,10 @@ class ServedModel:
         self._dispatcher.forget_retired()
 
     def remove_prompt(self, name: str) -> None:
-        """Forget a prompt.
+        """Forget a prompt or an ensemble.
 
         Raises:
-            UnknownPromptError: no prompt has that name.
+            UnknownPromptError: none has that name.
         """
         self._registry.remove(name)
         self._dispatcher.forget_retired()
@@ -113,8 +111,8 @@ class ServedModel:
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Iterable, NoneType)):
             raise UnknownPromptError(f"prompts must be a list of names, or None for all; found {shown(prompts)}.")
-        loaded = self._registry.entries() if prompts is None else [self._registry.loaded(name) for name in prompts]
-        self._dispatcher.warm_up(loaded)
+        names = list(self._registry) if prompts is None else prompts
+        self._dispatcher.warm_up([prompt for name in names for prompt in self._registry.members(name)])
 
     def refresh(self) -> None:
         """Have everything computed anew that was computed from the model's weights.
@@ -156,17 +154,3 @@ def _check_prompt(
     base = BaseModel.of(config, embedding.weight)
     check_base(prompt.prompt, base, config.name_or_path, f"prompt {shown(prompt.name)}")
     prompt.check_literals(tokenizer, embedding.first_row_id, embedding.num_embeddings)
-
-
-def load_prompt(source: PromptSource) -> Prompt:
-    """A prompt, wherever it is.
-
-    Raises:
-        PromptInitError: this is something else.
-        PromptFileError, HubError: it cannot be read.
-    """
-    if isinstance(source, Prompt):
-        return source
-    if not isinstance(source, (str, os.PathLike)):
-        raise PromptInitError(f"expected a Prompt, a folder or a hub id; found {type(source).__name__}.")
-    return Prompt.from_pretrained(source)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
-from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.errors import (
-    BatchMismatchError,
     DuplicatePromptError,
     PromptFileError,
     PromptInitError,
     PromptMismatchError,
-    UnknownArgumentError,
-    UnknownPromptError,
     shown,
 )
 from ruprompt_fast.prompts.files.base_model import check_base
-from ruprompt_fast.prompts.files.ensemble_folder import member_folders, write_members
+from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder, member_folders, write_members
 from ruprompt_fast.prompts.files.paths import local_path
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
-from ruprompt_fast.prompts.format.verbalizers import Labels
 from ruprompt_fast.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -33,46 +26,20 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 
-Input: TypeAlias = str | Mapping[str, str]
-
-# Arguments of generate() that may be lists with one value per input.
-_PER_INPUT = ("generation_config", "seed", "presence_penalty", "frequency_penalty", "logit_bias")
-
-
-class ServedModel(Protocol):
-    """What an ensemble needs of the model that serves it: a part of :class:`~ruprompt_fast.FastPromptModel`."""
-
-    @property
-    def prompts(self) -> Mapping[str, Prompt]:
-        """The loaded prompts by name."""
-        ...
-
-    def add_prompt(self, name: str, prompt: Prompt) -> None:
-        """Load a prompt under a name, in place of the one that has it."""
-        ...
-
-    def remove_prompt(self, name: str) -> None:
-        """Forget a prompt."""
-        ...
-
-    def classify(
-        self, inputs: Sequence[Input], prompt: Sequence[str | None], *, labels: Labels
-    ) -> list[ClassificationOutput]:
-        """Choose among label words behind every input."""
-        ...
-
-    def generate(self, inputs: Sequence[Input], prompt: Sequence[str | None], **kwargs: Any) -> list[GenerationOutput]:
-        """Continue every input behind its prompt."""
-        ...
-
 
 class PromptEnsemble:
     """Prompts for one task that answer together: N prompts cost N rows of a batch over one frozen model, not N models.
 
         >>> ensemble = PromptEnsemble.of("<P*20>{text}", lambda seed: TensorPromptProvider(seed=seed), seeds=range(5))
         >>> PromptTrainer(model, args, prompt=ensemble, task=task, ...).train()
-        >>> ensemble.add_to(served, "sentiment")
-        >>> ensemble.classify(served, texts, labels=[" да", " нет"])
+        >>> served.add_prompt("sentiment", ensemble)
+        >>> served.classify(texts, prompt="sentiment", labels=[" да", " нет"])
+
+    A model serves it under one name: every member answers every input, all of them in one batch. The label that most
+    members choose is the ensemble's (of labels with equally many votes the one with the larger sum of the members'
+    log-probabilities among the labels), and its probabilities are the members' mean, so where votes and means disagree
+    the label is not the most probable one. The text is the one that its own member finds most probable, by the mean
+    log-probability per token, the end-of-text token included.
 
     Args:
         members: the prompts. They share a template and the model that they were made for.
@@ -83,11 +50,11 @@ class PromptEnsemble:
     Raises:
         PromptInitError: there are no members, or something else than prompts among them.
         PromptMismatchError: the members have different templates, or were made for different models.
-        DuplicatePromptError: the same prompt, provider or format stands twice among them.
+        DuplicatePromptError: the same prompt, provider or format is among them twice.
     """
 
     def __init__(self, members: Sequence[Prompt]) -> None:
-        self.members = list(members)
+        self.members = tuple(members)
         if not self.members:
             raise PromptInitError("an ensemble needs at least one member; found none.")
         for member in self.members:
@@ -103,7 +70,7 @@ class PromptEnsemble:
             check_base(member, first.base_model, first.pretrained_model_name, "a member of the ensemble")
         for part in ("format", "provider"):
             if len({id(getattr(member, part)) for member in self.members}) < len(self.members):
-                raise DuplicatePromptError(f"every member of an ensemble needs a {part} of its own; one stands twice.")
+                raise DuplicatePromptError(f"every member of an ensemble needs a {part} of its own; one is used twice.")
 
     @classmethod
     def of(
@@ -117,7 +84,7 @@ class PromptEnsemble:
             seeds: one for every member, all different.
 
         Raises:
-            PromptInitError: no seeds, or one that stands twice: those members would be the same.
+            PromptInitError: no seeds, or one that is there twice: those members would be the same.
             TemplateError: the template cannot be read.
         """
         if len(set(seeds)) < len(seeds):
@@ -167,101 +134,6 @@ class PromptEnsemble:
         except PromptMismatchError as error:
             raise PromptFileError(f"{folder}: {error}") from error
 
-    def add_to(self, model: ServedModel, name: str) -> None:
-        """Load the members as the prompts ``name/0``, ``name/1``, ...; an ensemble of that name is replaced.
-
-        Raises:
-            PromptMismatchError, NonFiniteRowsError, NotInitializedError: a member cannot be loaded. The model's prompts
-                are what they were before.
-        """
-        before = {other: prompt for other, prompt in model.prompts.items() if _is_member(other, name)}
-        try:
-            for member_name, member in zip(self._names(name), self.members, strict=True):
-                model.add_prompt(member_name, member)
-        except Exception:
-            _replace(model, name, before)
-            raise
-        for other in before.keys() - set(self._names(name)):
-            model.remove_prompt(other)
-
-    def classify(
-        self, model: ServedModel, inputs: Input | Sequence[Input], labels: Labels
-    ) -> list[ClassificationOutput]:
-        """The label that most members choose, for every input; all members and inputs are one batch.
-
-        Of labels with equally many votes, the one with the larger sum of the members' log-probabilities wins (among the
-        labels, in nats).
-
-        Args:
-            model: a model that :meth:`add_to` loaded this ensemble into.
-            inputs: as in :meth:`FastPromptModel.generate`.
-            labels: as in :meth:`FastPromptModel.classify`.
-
-        Returns:
-            One output per input, in order. ``probabilities`` are the members' mean, so where votes and means disagree
-            ``label`` is not the most probable one; ``prompt`` is the ensemble's name.
-
-        Raises:
-            UnknownPromptError: the members are not loaded; and what :meth:`FastPromptModel.classify` raises.
-        """
-        name = self._name_in(model)
-        batch, prompts = self._rows_of_batch(inputs, name)
-        outputs = model.classify(batch, prompts, labels=labels)
-        return [_verdict(group, name) for group in _groups(outputs, len(self))]
-
-    def generate(self, model: ServedModel, inputs: Input | Sequence[Input], **kwargs: Any) -> list[GenerationOutput]:
-        """The continuation that its own member finds most probable, for every input; all of them are one batch.
-
-        What counts is the mean log-probability per token in nats, the end-of-text token included. With
-        ``num_return_sequences=n`` as a keyword, n samples of every member compete.
-
-        Args:
-            model: a model that :meth:`add_to` loaded this ensemble into.
-            inputs: as in :meth:`FastPromptModel.generate`.
-            **kwargs: its other arguments, without ``prompt``.
-
-        Returns:
-            One output per input, in order; ``prompt`` is the winning member's name, ``name/k``, and ``logprobs`` are
-            always there.
-
-        Raises:
-            UnknownPromptError: the members are not loaded; and what :meth:`FastPromptModel.generate` raises.
-        """
-        if "prompt" in kwargs:
-            raise UnknownArgumentError("an ensemble generates with its own members; leave prompt out.")
-        size = len(self)
-        batch, prompts = self._rows_of_batch(inputs, self._name_in(model))
-        settings = {"num_return_sequences": 1, **kwargs, "output_scores": True}
-        for name in _PER_INPUT:
-            if isinstance(values := settings.get(name), (list, tuple)):
-                if len(values) * size != len(batch):
-                    raise BatchMismatchError(f"{name} has {len(values)} values for {len(batch) // size} inputs.")
-                settings[name] = [value for value in values for _ in self.members]
-        outputs = model.generate(batch, prompts, **settings)
-        # max() takes the first of equals, so the result does not depend on anything but the outputs.
-        return [max(group, key=_mean_logprob) for group in _groups(outputs, size * settings["num_return_sequences"])]
-
-    def _names(self, name: str) -> list[str]:
-        return [f"{name}/{index}" for index in range(len(self))]
-
-    def _name_in(self, model: ServedModel) -> str:
-        """The name that the model knows the ensemble by."""
-        loaded = model.prompts
-        for first in [first for first, prompt in loaded.items() if prompt is self.members[0]]:
-            name = first.removesuffix("/0")
-            names = self._names(name)
-            if all(loaded.get(key) is member for key, member in zip(names, self.members, strict=True)):
-                return name
-        raise UnknownPromptError(
-            f"the {len(self)} members of this ensemble are not loaded; loaded: {', '.join(sorted(loaded)) or 'none'}. "
-            "Call ensemble.add_to(model, name) first."
-        )
-
-    def _rows_of_batch(self, inputs: Input | Sequence[Input], name: str) -> tuple[list[Input], list[str | None]]:
-        """Every input once per member, the members of one input next to each other."""
-        batch: list[Input] = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
-        return [item for item in batch for _ in self.members], [*self._names(name)] * len(batch)
-
     def __len__(self) -> int:
         return len(self.members)
 
@@ -269,36 +141,26 @@ class PromptEnsemble:
         return f"{type(self).__name__}({len(self)} prompts, {self.template!r})"
 
 
-def _is_member(name: str, ensemble: str) -> bool:
-    prefix, _, index = name.rpartition("/")
-    return prefix == ensemble and index.isdecimal()
+PromptSource: TypeAlias = Prompt | PromptEnsemble | str | os.PathLike[str]
+"""A prompt or an ensemble, a folder that holds one, or the id of one on the Hugging Face Hub."""
 
 
-def _replace(model: ServedModel, name: str, prompts: Mapping[str, Prompt]) -> None:
-    """Give an ensemble's names back to the prompts that had them before."""
-    for other in [other for other in model.prompts if _is_member(other, name) and other not in prompts]:
-        model.remove_prompt(other)
-    for other, prompt in prompts.items():
-        model.add_prompt(other, prompt)
+def load_prompt(source: PromptSource) -> Prompt | PromptEnsemble:
+    """A prompt or an ensemble, wherever it is.
+
+    Raises:
+        PromptInitError: this is something else.
+        PromptFileError, UnsafeFileError, NonFiniteRowsError, HubError: it cannot be read.
+    """
+    if isinstance(source, Prompt | PromptEnsemble):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise PromptInitError(
+            f"expected a Prompt, a PromptEnsemble, a folder or a hub id; found {type(source).__name__}."
+        )
+    return PromptEnsemble.from_pretrained(source) if is_ensemble_folder(source) else Prompt.from_pretrained(source)
 
 
-def _groups(outputs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Neighbouring outputs, those of one input together."""
-    return (outputs[start : start + size] for start in range(0, len(outputs), size))
-
-
-def _verdict(votes: Sequence[ClassificationOutput], name: str) -> ClassificationOutput:
-    """The majority's label, see :meth:`PromptEnsemble.classify`."""
-    counts = Counter(vote.label for vote in votes)
-    columns = {label: [vote.probabilities[label] for vote in votes] for label in votes[0].probabilities}
-    label = max(columns, key=lambda word: (counts[word], sum(map(_log, columns[word]))))
-    return ClassificationOutput(label, {word: sum(column) / len(votes) for word, column in columns.items()}, name)
-
-
-def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0 else -math.inf
-
-
-def _mean_logprob(output: GenerationOutput) -> float:
-    logprobs = output.logprobs or [-math.inf]
-    return sum(logprobs) / len(logprobs)
+def members_of(prompt: Prompt | PromptEnsemble) -> tuple[Prompt, ...]:
+    """The prompt alone, or the ensemble's."""
+    return prompt.members if isinstance(prompt, PromptEnsemble) else (prompt,)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ruprompt_fast.concurrency.threads import check_program
+from ruprompt_fast.errors import SettingError, shown
 from ruprompt_fast.requests.generation_task import GenerationTask, make_tasks
 from ruprompt_fast.requests.inputs import Input, Request, as_batch, encode_requests, parallel
 from ruprompt_fast.requests.merging import SettingsMerger
@@ -50,7 +51,7 @@ class CallReader:
         self._max_batch_size = max_batch_size
 
     def requests(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
-        """The encoded requests.
+        """The encoded requests, in the order of the inputs: one for each, or one for each member of an ensemble.
 
         Raises:
             EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
@@ -78,7 +79,7 @@ class CallReader:
         extras: Sequence[Any],
         keywords: Mapping[str, Any],
     ) -> list[GenerationTask]:
-        """The requests with the settings of each.
+        """The requests with the settings of each; those of an ensemble's members ask for log-probabilities.
 
         Args:
             inputs: as in :meth:`requests`.
@@ -92,6 +93,38 @@ class CallReader:
             UnknownArgumentError, SettingError, CapacityError: a setting is wrong; and what :meth:`requests` raises.
         """
         requests = self.requests(inputs, prompt)
-        configs = self._merger.merged(parallel(generation_config, len(requests), "generation_config"), keywords)
-        columns = [parallel(value, len(requests), name) for name, value in zip(_EXTRAS, extras, strict=True)]
-        return make_tasks(requests, configs, self._merger.extras(columns), self._model_config, self._max_batch_size)
+        size = requests[-1].index + 1
+        given = parallel(generation_config, size, "generation_config")
+        configs = self._merger.merged(given, keywords)
+        is_compared = any(request.ensemble is not None for request in requests)
+        scored = self._merger.merged(given, {**keywords, "output_scores": True}) if is_compared else configs
+        read = self._merger.extras([parallel(value, size, name) for name, value in zip(_EXTRAS, extras, strict=True)])
+        return make_tasks(
+            requests,
+            [(configs if request.ensemble is None else scored)[request.index] for request in requests],
+            [read[request.index] for request in requests],
+            self._model_config,
+            self._max_batch_size,
+        )
+
+    def streamed_task(
+        self,
+        input: Input,
+        prompt: str | None,
+        generation_config: GenerationConfig | None,
+        extras: Sequence[Any],
+        keywords: Mapping[str, Any],
+    ) -> GenerationTask:
+        """The one task of a stream; the arguments are those of :meth:`tasks`.
+
+        Raises:
+            SettingError: the prompt is an ensemble; and what :meth:`tasks` raises.
+        """
+        first, *others = self.tasks([input], prompt, generation_config, extras, keywords)
+        if first.request.ensemble is not None:
+            raise SettingError(
+                f"a stream gives one text as it is written, and the ensemble {shown(first.request.ensemble)} chooses "
+                f"among the whole texts of its {1 + len(others)} members. Call generate(), or give the member that is "
+                "to be streamed a name of its own with add_prompt()."
+            )
+        return first

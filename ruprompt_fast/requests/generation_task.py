@@ -84,8 +84,8 @@ def make_tasks(
     vocab_size = model_config.get_text_config().vocab_size
     resolved: dict[tuple[int, int, NewTokens], SamplingParams] = {}
     tasks = []
-    for index, (request, config, extra) in enumerate(zip(requests, configs, extras, strict=True)):
-        budget = new_tokens(model_config, request.input_ids, config, index)
+    for request, config, extra in zip(requests, configs, extras, strict=True):
+        budget = new_tokens(model_config, request.input_ids, config, request.index)
         key = (id(config), id(extra), budget)
         if key not in resolved:
             resolved[key] = sampling_params(

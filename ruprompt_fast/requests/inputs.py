@@ -17,10 +17,11 @@ from ruprompt_fast.errors import (
 from ruprompt_fast.prompts import PromptFormat
 from ruprompt_fast.prompts.format.special_tokens import Reading
 from ruprompt_fast.prompts.format.texts import text_field
-from ruprompt_fast.requests.registry import LoadedPrompt, PromptRegistry, check_fields, encode_with_rows
-from ruprompt_fast.requests.text_checks import check_fields_text, check_ids
+from ruprompt_fast.requests.registry import LoadedPrompt, PromptRegistry, encode_with_rows
+from ruprompt_fast.requests.text_checks import check_field_names, check_fields_text, check_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEXT = PromptFormat("{text}", compiled_template="{text}")
@@ -36,24 +37,36 @@ Input: TypeAlias = str | Mapping[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """One request, encoded.
+    """An input with a prompt that is to answer it, encoded.
 
     Attributes:
         input_ids: token ids, and ``first_row_id + k`` for row k of the prompt.
         prompt: the prompt, or None.
         prefix_len: how many of the leading ids are the same for every request of the prompt.
         fields: the fields that it was encoded from.
+        index: which input of its call this is; the requests of an ensemble's members share it.
     """
 
     input_ids: list[int]
     prompt: LoadedPrompt | None
     prefix_len: int = 0
     fields: Mapping[str, str] = field(default_factory=dict)
+    index: int = 0
 
     @property
     def prompt_name(self) -> str | None:
         """The name of its prompt."""
         return self.prompt.name if self.prompt is not None else None
+
+    @property
+    def ensemble(self) -> str | None:
+        """The name of the ensemble that its prompt answers for, or None."""
+        return self.prompt.ensemble if self.prompt is not None else None
+
+    @property
+    def prompt_rows(self) -> Tensor | None:
+        """The rows of its prompt, [num_rows, width]."""
+        return self.prompt.rows if self.prompt is not None else None
 
     def followed_by(self, token_ids: Sequence[int]) -> Request:
         """The request with more tokens at its end."""
@@ -113,16 +126,19 @@ def encode_requests(
     table_size: int | None = None,
     most_chars: int | None = None,
 ) -> list[Request]:
-    """Encode every input with its prompt's format.
+    """Encode every input with the format of the prompt that answers it, or of each member of the ensemble.
 
     Args:
         inputs: strings or dicts of fields.
-        prompts: the name of each one's prompt, or None.
+        prompts: the name of each one's prompt or ensemble, or None.
         registry: the prompts.
         tokenizer: the model's.
         first_row_id: the id of a prompt's first row.
         table_size: rows of the model's table of tokens; None takes all ids below the rows'.
         most_chars: characters that an input may have; None sets no limit.
+
+    Returns:
+        The requests in the order of the inputs, one for each, or one for each member of an ensemble.
 
     Raises:
         UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError: the request is wrong; see their texts.
@@ -135,32 +151,34 @@ def encode_requests(
         if name is not None and not isinstance(name, str):
             raise UnknownPromptError(f"a prompt's name must be a string or None; found {shown(name)}.")
     # Each name is looked up once: a prompt may be replaced meanwhile.
-    loaded = {name: None if name is None else registry.loaded(name) for name in dict.fromkeys(prompts)}
+    answering: dict[str | None, tuple[LoadedPrompt | None, ...]] = {
+        name: (None,) if name is None else registry.members(name) for name in dict.fromkeys(prompts)
+    }
     groups: dict[str | None, list[int]] = {}
     batch: list[dict[str, str]] = []
     for index, (item, name) in enumerate(zip(inputs, prompts, strict=True)):
-        entry = loaded[name]
-        known = PLAIN_TEXT.fields if entry is None else entry.format.fields
+        first = answering[name][0]
+        known = PLAIN_TEXT.fields if first is None else first.format.fields
         fields = {text_field(known): item} if isinstance(item, str) else dict(item)
         batch.append(fields)
-        check_fields(fields, known, name)
+        check_field_names(fields, known, name)
         check_fields_text(fields, index, most_chars)
         groups.setdefault(name, []).append(index)
-    encoded: list[Request] = [Request([], None)] * len(batch)
+    encoded: list[list[Request]] = [[] for _ in batch]
     for name, indices in groups.items():
-        entry = loaded[name]
         group, places = [batch[index] for index in indices], [f"input {index}" for index in indices]
-        if entry is None:
-            reading = Reading(is_continued=registry.is_continued, reads_control_text=True)
-            items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places, reading)
-        else:
-            items = entry.encode(group, tokenizer, first_row_id, table_size, places)
-        for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
-            encoded[index] = Request(input_ids, entry, prefix_len, batch[index])
-    return [_not_empty(request, index, tokenizer, table_size) for index, request in enumerate(encoded)]
+        for prompt in answering[name]:
+            if prompt is None:
+                reading = Reading(is_continued=registry.is_continued, reads_control_text=True)
+                items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places, reading)
+            else:
+                items = prompt.encode(group, tokenizer, first_row_id, table_size, places)
+            for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
+                encoded[index].append(Request(input_ids, prompt, prefix_len, batch[index], index))
+    return [_not_empty(request, tokenizer, table_size) for of_input in encoded for request in of_input]
 
 
-def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase, table_size: int) -> Request:
+def _not_empty(request: Request, tokenizer: PreTrainedTokenizerBase, table_size: int) -> Request:
     """The request, started with a beginning-of-text token where nothing else can give logits.
 
     A row of the embedding can; a deep prompt is only looked at.
@@ -170,8 +188,9 @@ def _not_empty(request: Request, index: int, tokenizer: PreTrainedTokenizerBase,
         return request
     if tokenizer.bos_token_id is None:
         raise EmptyInputError(
-            f"input {index} is empty and has no prompt{' but a deep one' if is_deep else ''}; give it text or a prompt"
-            f"{' of embedding rows' if is_deep else ''}, or use a tokenizer with a beginning-of-text token."
+            f"input {request.index} is empty and has no prompt{' but a deep one' if is_deep else ''}; give it text or "
+            f"a prompt{' of embedding rows' if is_deep else ''}, or use a tokenizer with a beginning-of-text token."
         )
-    check_ids([tokenizer.bos_token_id], table_size, tokenizer, f"the beginning of input {index}, which is empty,")
+    where = f"the beginning of input {request.index}, which is empty,"
+    check_ids([tokenizer.bos_token_id], table_size, tokenizer, where)
     return request.followed_by([tokenizer.bos_token_id])

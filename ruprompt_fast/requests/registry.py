@@ -1,37 +1,30 @@
-"""The loaded prompts of one model: their names, formats and rows."""
+"""The loaded prompts and ensembles of one model: their names, formats and rows."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import (
-    ExtraFieldError,
     FieldTypeError,
-    MissingFieldError,
     NonFiniteRowsError,
     PromptMismatchError,
     UnknownPromptError,
     shown,
 )
 from ruprompt_fast.integration.watch import Watch
-from ruprompt_fast.prompts import KVShape, Prompt, PromptFormat, check_kv_shape
+from ruprompt_fast.prompts import KVShape, Prompt, PromptEnsemble, PromptFormat, check_kv_shape
 from ruprompt_fast.prompts.format.special_tokens import Reading
 from ruprompt_fast.prompts.format.tokenizer_state import tokenizer_state
-from ruprompt_fast.requests.text_checks import check_ids
+from ruprompt_fast.requests.text_checks import check_ids, listed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-# Names that a message lists, and characters of each.
-_MOST = 20
-_MOST_CHARS = 40
 
 
 @dataclass(eq=False)
@@ -39,13 +32,14 @@ class LoadedPrompt:
     """A prompt ready to serve.
 
     Attributes:
-        name: the name it was loaded under.
+        name: the name that it was loaded under; of an ensemble's member ``name/k``.
         prompt: the prompt.
         format: its format for serving; of a deep prompt that of the text behind it.
         rows: [num_rows, width] on the model's device, in its dtype.
         watch: of the provider that made the rows.
         kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
         is_continued: whether a decoder goes on with the prompt's text, rather than an encoder reading it.
+        ensemble: the name of the ensemble that it answers for; None if it answers for itself.
         retired: whether it was replaced or removed since; requests that were encoded before still use it.
     """
 
@@ -56,6 +50,7 @@ class LoadedPrompt:
     watch: Watch
     kv_shape: KVShape | None = None
     is_continued: bool = False
+    ensemble: str | None = None
     retired: bool = False
 
     @property
@@ -139,8 +134,16 @@ def encode_with_rows(
     return [([id - back if id >= start else id for id in item.input_ids], item.prefix_len) for item in encoded]
 
 
-class PromptRegistry(Mapping[str, Prompt]):
-    """Prompts by name. Adding validates everything first, so a refused prompt leaves nothing behind.
+@dataclass(frozen=True)
+class _Loaded:
+    """What has a name: a prompt, or an ensemble, and its prompts as they serve."""
+
+    source: Prompt | PromptEnsemble
+    members: tuple[LoadedPrompt, ...]
+
+
+class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
+    """Prompts and ensembles by name. Adding validates everything first, so what is refused leaves nothing behind.
 
     Args:
         width: width of a prompt row.
@@ -165,18 +168,18 @@ class PromptRegistry(Mapping[str, Prompt]):
         self._check_entry = check
         self._lock = threading.RLock()  # a signal handler may load a prompt, too
         # Replaced whole, never changed: readers need no lock.
-        self._loaded: dict[str, LoadedPrompt] = {}
+        self._loaded: dict[str, _Loaded] = {}
 
     @property
     def is_continued(self) -> bool:
         """Whether the model is a decoder, which goes on with the texts that it reads."""
         return not self._model_config.is_encoder_decoder
 
-    def add(self, name: str, prompt: Prompt) -> None:
-        """Load a prompt, or replace the one of that name.
+    def add(self, name: str, prompt: Prompt | PromptEnsemble) -> None:
+        """Load a prompt or an ensemble, or replace what has that name.
 
         Raises:
-            PromptMismatchError: the prompt was made for another width or model.
+            PromptMismatchError: a prompt was made for another width or model.
             UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
             TemplateError: the rows of a deep prompt are not one run at the template's very start.
             NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
@@ -185,22 +188,14 @@ class PromptRegistry(Mapping[str, Prompt]):
         """
         if not isinstance(name, str):
             raise FieldTypeError(f"a prompt's name must be a string; found {shown(name)}.")
-        rows = _rows_in_evaluation_mode(prompt)
-        self._check(name, prompt, rows)
-        converted = rows.to(device=self._device, dtype=self._dtype)
-        if not bool(torch.isfinite(converted).all()):
-            raise NonFiniteRowsError(
-                f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
-                "Train it again, or load the model in a wider dtype."
-            )
-        format, shape = _serving_format(prompt), prompt.provider.kv_shape
-        entry = LoadedPrompt(name, prompt, format, converted, Watch(prompt.provider), shape, self.is_continued)
-        self._check_entry(entry)
+        if isinstance(prompt, PromptEnsemble):
+            members = [self._made(f"{name}/{index}", member, name) for index, member in enumerate(prompt.members)]
+        else:
+            members = [self._made(name, prompt, None)]
         with self._lock:
             replaced = self._loaded.get(name)
-            self._loaded = {**self._loaded, name: entry}
-            if replaced is not None:
-                replaced.retired = True
+            self._loaded = {**self._loaded, name: _Loaded(prompt, tuple(members))}
+            _retire(replaced)
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -209,32 +204,34 @@ class PromptRegistry(Mapping[str, Prompt]):
             UnknownPromptError: no prompt has that name.
         """
         with self._lock:
-            removed = self.loaded(name)
+            removed = self._entry(name)
             self._loaded = {key: value for key, value in self._loaded.items() if key != name}
-            removed.retired = True
+            _retire(removed)
 
-    def entries(self) -> list[LoadedPrompt]:
-        """All that are loaded at this moment."""
-        return [self.loaded(name) for name in list(self._loaded)]
+    def members(self, name: str) -> tuple[LoadedPrompt, ...]:
+        """The prompts that answer for a name: the one that has it, or the members of the ensemble that has it.
 
-    def loaded(self, name: str) -> LoadedPrompt:
-        """The entry of that name, a new one if the prompt's provider has been changed since it was made.
+        They are new ones if a provider of theirs has been changed since they were made.
 
         Raises:
-            UnknownPromptError: no prompt has that name; the message lists the loaded ones.
-            PromptMismatchError, NonFiniteRowsError: its rows are such now that :meth:`add` refuses them.
+            UnknownPromptError: nothing has that name; the message lists the loaded ones.
+            PromptMismatchError, NonFiniteRowsError: rows are such now that :meth:`add` refuses them.
         """
+        entry = self._entry(name)
+        if any(member.watch.sees_change() for member in entry.members):
+            self.add(name, entry.source)
+            return self._loaded[name].members
+        return entry.members
+
+    def _entry(self, name: str) -> _Loaded:
         entry = self._loaded.get(name) if isinstance(name, str) else None
         if entry is None:
-            names = _listed(sorted(self._loaded)) or "none"
+            names = listed(sorted(self._loaded)) or "none"
             raise UnknownPromptError(f"unknown prompt {shown(name)}; loaded: {names}. Add it with model.add_prompt().")
-        if entry.watch.sees_change():
-            self.add(name, entry.prompt)
-            return self._loaded[name]
         return entry
 
-    def __getitem__(self, name: str) -> Prompt:
-        return self.loaded(name).prompt
+    def __getitem__(self, name: str) -> Prompt | PromptEnsemble:
+        return self._entry(name).source
 
     def __contains__(self, name: object) -> bool:
         return name in self._loaded
@@ -244,6 +241,21 @@ class PromptRegistry(Mapping[str, Prompt]):
 
     def __len__(self) -> int:
         return len(self._loaded)
+
+    def _made(self, name: str, prompt: Prompt, ensemble: str | None) -> LoadedPrompt:
+        """The prompt, checked and ready to serve."""
+        rows = _rows_in_evaluation_mode(prompt)
+        self._check(name, prompt, rows)
+        converted = rows.to(device=self._device, dtype=self._dtype)
+        if not bool(torch.isfinite(converted).all()):
+            raise NonFiniteRowsError(
+                f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
+                "Train it again, or load the model in a wider dtype."
+            )
+        format, shape, watch = _serving_format(prompt), prompt.provider.kv_shape, Watch(prompt.provider)
+        made = LoadedPrompt(name, prompt, format, converted, watch, shape, self.is_continued, ensemble)
+        self._check_entry(made)
+        return made
 
     def _check(self, name: str, prompt: Prompt, rows: Tensor) -> None:
         if prompt.provider.kv_shape is not None:
@@ -256,27 +268,9 @@ class PromptRegistry(Mapping[str, Prompt]):
             )
 
 
-def check_fields(fields: Mapping[str, str], names: tuple[str, ...], prompt: str | None) -> None:
-    """Refuse a request whose fields are not exactly those of the format.
-
-    Raises:
-        MissingFieldError: a field of the format is not given.
-        ExtraFieldError: a field is given that the format does not have.
-    """
-    where = f"prompt {shown(prompt)}" if prompt is not None else "a request without a prompt"
-    expected = _listed(dict.fromkeys(names)) or "no fields"
-    missing = [name for name in dict.fromkeys(names) if name not in fields]
-    if missing:
-        raise MissingFieldError(f"{where} needs the field(s) {expected}; missing: {_listed(missing)}.")
-    extra = [name for name in fields if name not in names]
-    if extra:
-        raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {_listed(extra)}. Remove them.")
-
-
-def _listed(names: Collection[object]) -> str:
-    """Names for a message, which need not be strings."""
-    few = [name if isinstance(name, str) and len(name) <= _MOST_CHARS else shown(name) for name in islice(names, _MOST)]
-    return ", ".join(few) + (f", ... ({len(names)} in all)" if len(names) > _MOST else "")
+def _retire(entry: _Loaded | None) -> None:
+    for member in () if entry is None else entry.members:
+        member.retired = True
 
 
 def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:

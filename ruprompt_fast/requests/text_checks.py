@@ -1,11 +1,20 @@
-"""Texts that come from outside: what a tokenizer can read, and a model's table has rows for."""
+"""What comes from outside: fields that a prompt has, texts that a tokenizer can read, ids that a table has rows for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ruprompt_fast.errors import ContextLengthError, FieldTypeError, RupromptError, TokenIdError, shown
+from ruprompt_fast.errors import (
+    ContextLengthError,
+    ExtraFieldError,
+    FieldTypeError,
+    MissingFieldError,
+    RupromptError,
+    TokenIdError,
+    shown,
+)
 from ruprompt_fast.integration.context_length import UNBOUNDED_CONTEXT, context_length
 
 if TYPE_CHECKING:
@@ -14,6 +23,9 @@ if TYPE_CHECKING:
 _CHARS_PER_POSITION = 100
 _CHARS_AT_ONCE = 1_000_000
 _LEAST_CHARS_PER_POSITION = 8
+# Names that a message lists, and characters of each.
+_MOST_NAMES = 20
+_MOST_NAME_CHARS = 40
 
 
 def most_chars(model_config: PretrainedConfig) -> int:
@@ -24,6 +36,32 @@ def most_chars(model_config: PretrainedConfig) -> int:
     """
     positions = context_length(model_config) or UNBOUNDED_CONTEXT
     return min(_CHARS_PER_POSITION * positions, max(_CHARS_AT_ONCE, _LEAST_CHARS_PER_POSITION * positions))
+
+
+def check_field_names(fields: Mapping[str, str], names: tuple[str, ...], prompt: str | None) -> None:
+    """Refuse a request whose fields are not exactly those of the format.
+
+    Raises:
+        MissingFieldError: a field of the format is not given.
+        ExtraFieldError: a field is given that the format does not have.
+    """
+    where = f"prompt {shown(prompt)}" if prompt is not None else "a request without a prompt"
+    expected = listed(dict.fromkeys(names)) or "no fields"
+    missing = [name for name in dict.fromkeys(names) if name not in fields]
+    if missing:
+        raise MissingFieldError(f"{where} needs the field(s) {expected}; missing: {listed(missing)}.")
+    extra = [name for name in fields if name not in names]
+    if extra:
+        raise ExtraFieldError(f"{where} has the field(s) {expected}; found also: {listed(extra)}. Remove them.")
+
+
+def listed(names: Collection[object]) -> str:
+    """Names for a message, which need not be strings."""
+    few = [
+        name if isinstance(name, str) and len(name) <= _MOST_NAME_CHARS else shown(name)
+        for name in islice(names, _MOST_NAMES)
+    ]
+    return ", ".join(few) + (f", ... ({len(names)} in all)" if len(names) > _MOST_NAMES else "")
 
 
 def check_fields_text(fields: Mapping[str, Any], index: int, limit: int | None) -> None:

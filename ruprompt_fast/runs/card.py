@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, members_of
 from ruprompt_fast.runs.config import BUNDLED, TrainConfig
-from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME, members_of
+from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME
 from ruprompt_fast.training.recipes import Recipe
 
 _PLACE = '"path or hub id of this prompt"'
@@ -118,20 +118,11 @@ def _usage(trained: TrainedPrompt) -> str:
     method = "classify" if task.objective == "classification" else "generate"
     has_several = len(task.verbalizers.words) > len(task.label_words)
     words = _quoted(dict(task.labels or {}) if has_several else task.label_words)
-    if trained.config.ensemble_size == 1:
-        lines = [
-            "from ruprompt_fast import FastPromptModel, bundled",
-            f"model = FastPromptModel.from_pretrained({model}, prompts={{{_quoted(name)}: {_PLACE}}})",
-        ]
-        answer = f"model.{method}([{{{fields}}}], prompt={_quoted(name)}"
-    else:
-        lines = [
-            "from ruprompt_fast import FastPromptModel, PromptEnsemble, bundled",
-            f"model = FastPromptModel.from_pretrained({model})",
-            'ensemble = PromptEnsemble.from_pretrained("path of this folder")',
-            f"ensemble.add_to(model, {_quoted(name)})",
-        ]
-        answer = f"ensemble.{method}(model, [{{{fields}}}]"
+    lines = [
+        "from ruprompt_fast import FastPromptModel, bundled",
+        f"model = FastPromptModel.from_pretrained({model}, prompts={{{_quoted(name)}: {_PLACE}}})",
+    ]
+    answer = f"model.{method}([{{{fields}}}], prompt={_quoted(name)}"
     if task.objective == "classification":
         lines.append(f"print({answer}, labels={words})[0].label)")
     else:

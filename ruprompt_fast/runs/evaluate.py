@@ -12,6 +12,7 @@ from typing import Any
 
 from ruprompt_fast.errors import OutputExistsError, TaskError
 from ruprompt_fast.file_writer import write_text
+from ruprompt_fast.prompts.ensemble import load_prompt, members_of
 from ruprompt_fast.runs.answer_config import EvaluateConfig
 from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
 from ruprompt_fast.runs.baselines import check_instruction
@@ -19,8 +20,8 @@ from ruprompt_fast.runs.data.row_format import RowFormat
 from ruprompt_fast.runs.data.rows import load_rows
 from ruprompt_fast.runs.measuring import Evaluation, evaluate_prompt
 from ruprompt_fast.runs.metrics import check_can_measure
-from ruprompt_fast.runs.serving import check_settings, find_model, find_task, load_prompt
-from ruprompt_fast.runs.start import fitting_rows, load_frozen, members_of
+from ruprompt_fast.runs.serving import check_settings, find_model, find_task
+from ruprompt_fast.runs.start import fitting_rows, load_frozen
 from ruprompt_fast.runs.word_lists import OBSCENE, read_word_list
 from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
 

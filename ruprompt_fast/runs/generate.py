@@ -13,7 +13,7 @@ from typing import Any
 from ruprompt_fast.cache import model_identity, prefix_key
 from ruprompt_fast.dispatch.progress import progress_bar
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, load_prompt, members_of
 from ruprompt_fast.runs.answer_config import GenerateConfig
 from ruprompt_fast.runs.artifacts import check_can_make
 from ruprompt_fast.runs.config import ModelConfig
@@ -27,11 +27,10 @@ from ruprompt_fast.runs.serving import (
     find_task,
     input_columns,
     is_classification,
-    load_answering,
     serve,
 )
 from ruprompt_fast.runs.source import RowSource, SourceRow
-from ruprompt_fast.runs.start import load_frozen, members_of
+from ruprompt_fast.runs.start import load_frozen
 from ruprompt_fast.training.task import Task
 
 # A line's seed has the run's above the line's number.
@@ -78,7 +77,7 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
     """
     started = time.monotonic()
     check_settings(config.generation)
-    prompt = load_answering(config.prompt)
+    prompt = load_prompt(config.prompt)
     task = find_task(config.prompt, config.task, prompt)
     columns = input_columns(prompt, task)
     new_fields = _new_fields(config.field_prefix, task)

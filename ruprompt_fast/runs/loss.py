@@ -59,12 +59,12 @@ class TaskLoss:
 @contextmanager
 def quantized(model: PreTrainedModel, is_int8: bool) -> Iterator[None]:
     """Within the block the model computes with 8-bit weights, if it is to."""
-    packed = pack_model(model, int8=True) if is_int8 else None
+    packed = pack_model(model, quantization="int8") if is_int8 else None
     try:
         yield
     finally:
         if packed is not None:
-            packed.unpack()
+            packed.undo()
 
 
 def teacher_forced_loss(
@@ -88,7 +88,7 @@ def teacher_forced_loss(
     attached = attach_for_training(model, prompts, tokenizer)
     try:
         encoders = make_encoders(prompts, attached, model, tokenizer)
-        dataset = encode_rows(rows, encoders, isinstance(prompt, PromptEnsemble), "data")
+        dataset = encode_rows(rows, encoders, is_ensemble=True, what="data")
         runner = make_runner(model, attached.embedding, attached.deep)
         return _loss(model, runner, dataset.items, rows, batch_size)
     finally:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from ruprompt_fast.core import Class, GenerationOutput
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, members_of
 from ruprompt_fast.requests.merging import merged_config
 from ruprompt_fast.requests.new_tokens import new_tokens
 from ruprompt_fast.runs.answer_config import ServedModelConfig
 from ruprompt_fast.runs.artifacts import CONFIG_FILE
 from ruprompt_fast.runs.config import BUNDLED, ModelConfig, TrainConfig
 from ruprompt_fast.runs.parsing import read_config
-from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME, members_of
+from ruprompt_fast.runs.start import BUNDLED_MODEL_NAME
 from ruprompt_fast.training.attaching import collect_prompts
 from ruprompt_fast.training.task import Task
 
@@ -34,17 +33,6 @@ _TEXT = "text"
 
 # Arguments of FastPromptModel.generate that GenerationConfig does not have.
 _OWN_SETTINGS = ("presence_penalty", "frequency_penalty")
-
-
-def load_answering(name_or_path: str) -> Prompt | PromptEnsemble:
-    """A prompt from a folder or the hub, or an ensemble from a folder.
-
-    Raises:
-        PromptFileError, UnsafeFileError, NonFiniteRowsError, HubError: it cannot be read.
-    """
-    if is_ensemble_folder(name_or_path):
-        return PromptEnsemble.from_pretrained(name_or_path)
-    return Prompt.from_pretrained(name_or_path)
 
 
 def find_task(source: str, config: str | None, prompt: Prompt | PromptEnsemble) -> Task | None:
@@ -133,12 +121,10 @@ class Answering:
 
     Attributes:
         model: the model, which has the prompt.
-        prompt: the prompt or ensemble.
         task: what it was trained to do, if known.
     """
 
     model: FastPromptModel
-    prompt: Prompt | PromptEnsemble
     task: Task | None
 
     @classmethod
@@ -148,11 +134,8 @@ class Answering:
         Raises:
             PromptMismatchError, NonFiniteRowsError: it is not for this model.
         """
-        if isinstance(prompt, PromptEnsemble):
-            prompt.add_to(model, _NAME)
-        else:
-            model.add_prompt(_NAME, prompt)
-        return cls(model, prompt, task)
+        model.add_prompt(_NAME, prompt)
+        return cls(model, task)
 
     @property
     def is_classification(self) -> bool:
@@ -175,12 +158,9 @@ class Answering:
             progress: see :meth:`FastPromptModel.generate`.
 
         Returns:
-            ``num_return_sequences`` outputs for each input, one of an ensemble.
+            ``num_return_sequences`` outputs for each input.
         """
-        arguments: dict[str, Any] = {**settings, "seed": list(seeds), "progress": progress}
-        if isinstance(self.prompt, PromptEnsemble):
-            return [[output] for output in self.prompt.generate(self.model, inputs, **arguments)]
-        outputs = self.model.generate(inputs, _NAME, **arguments)
+        outputs = self.model.generate(inputs, _NAME, **settings, seed=list(seeds), progress=progress)
         size = len(outputs) // len(inputs)
         return [outputs[start : start + size] for start in range(0, len(outputs), size)]
 
@@ -199,10 +179,7 @@ class Answering:
         """For every input ``output``, the label word, ``label``, its class, and ``scores``, probabilities by class."""
         task = cast(Task, self.task)
         labels = task.labels or {}
-        if isinstance(self.prompt, PromptEnsemble):
-            outputs = self.prompt.classify(self.model, inputs, labels)
-        else:
-            outputs = self.model.classify(inputs, _NAME, labels=labels)
+        outputs = self.model.classify(inputs, _NAME, labels=labels)
         words: dict[Class, str] = dict(zip(labels, task.label_words, strict=True))
         return [
             {"output": words[output.label], "label": output.label, "scores": dict(output.probabilities)}
@@ -215,11 +192,10 @@ class Answering:
         Raises:
             ContextLengthError: they do not.
         """
-        name = f"{_NAME}/0" if isinstance(self.prompt, PromptEnsemble) else _NAME
         if self.is_classification:
-            self.model.check_fits(fields, name, labels=cast(Task, self.task).labels or {})
+            self.model.check_fits(fields, _NAME, labels=cast(Task, self.task).labels or {})
         else:
-            (length,) = self.model.count_tokens(fields, name)
+            (length,) = self.model.count_tokens(fields, _NAME)
             config = self.model.model.config
             merged = merged_config(None, self.model.model.generation_config, _of_transformers(settings))
             new_tokens(config, [0] * length, merged, 0)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ruprompt_fast import bundled
-from ruprompt_fast.dispatch.build import MAX_THREADS
+from ruprompt_fast.dispatch.engine_options import MAX_THREADS
 from ruprompt_fast.dispatch.model_sources import load_model, load_tokenizer, weight_dtype_of
 from ruprompt_fast.errors import ConfigError, ContextLengthError, LabelError, shown
 from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, members_of
 from ruprompt_fast.prompts.format.layout import Rows as PromptRows
 from ruprompt_fast.prompts.format.layout import RowsFromText
 from ruprompt_fast.prompts.format.template import parse_template
@@ -170,11 +170,6 @@ def make_prompt(config: TrainConfig) -> Prompt | PromptEnsemble:
         return Prompt(PromptFormat(config.task.template), make_provider(config.provider, config.seed))
     seeds = range(config.seed, config.seed + config.ensemble_size)
     return PromptEnsemble.of(config.task.template, lambda seed: make_provider(config.provider, seed), seeds)
-
-
-def members_of(prompt: Prompt | PromptEnsemble) -> tuple[Prompt, ...]:
-    """The prompt alone, or the ensemble's."""
-    return tuple(prompt.members) if isinstance(prompt, PromptEnsemble) else (prompt,)
 
 
 def make_provider(config: ProviderConfig, seed: int) -> BasePromptProvider:

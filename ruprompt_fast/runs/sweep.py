@@ -19,6 +19,7 @@ import torch
 from ruprompt_fast.cache.hashing import model_identity, prefix_key
 from ruprompt_fast.errors import CheckpointError, ConfigError, DivergenceError, OutputExistsError
 from ruprompt_fast.file_writer import write_text
+from ruprompt_fast.prompts.ensemble import members_of
 from ruprompt_fast.runs.artifacts import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -31,7 +32,7 @@ from ruprompt_fast.runs.artifacts import (
 from ruprompt_fast.runs.config import TrainConfig, config_yaml
 from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of
-from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt, members_of, row_encoder
+from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt, row_encoder
 from ruprompt_fast.runs.sweep_grid import Cell, SkippedCell, SweepConfig, plan_cells
 from ruprompt_fast.runs.sweep_report import Quality, Report
 from ruprompt_fast.runs.sweep_store import CellResult, open_store

@@ -17,7 +17,7 @@ from ruprompt_fast.embedding import detach_prompts
 from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.prompts import Prompt
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, load_prompt, members_of
 from ruprompt_fast.runs.artifacts import (
     CARD_FILE,
     begin,
@@ -36,7 +36,7 @@ from ruprompt_fast.runs.config import TrainConfig
 from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.runs.measures import Clock, FirstSteps, figures_of, seconds_of
 from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
-from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt, members_of
+from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt
 from ruprompt_fast.training.trainer import PromptTrainer
 
 if TYPE_CHECKING:
@@ -183,8 +183,7 @@ def finished_run(config: TrainConfig) -> TrainOutcome:
     """
     folder = Path(config.output)
     metrics = read_metrics(folder)
-    kind = Prompt if config.ensemble_size == 1 else PromptEnsemble
-    return TrainOutcome(folder, kind.from_pretrained(folder), metrics, metrics["seconds"])
+    return TrainOutcome(folder, load_prompt(folder), metrics, metrics["seconds"])
 
 
 def _write(trained: TrainedPrompt, history: Sequence[Mapping[str, Any]]) -> None:

@@ -235,8 +235,8 @@ class TestClassification:
         assert len(set(losses)) == 3
         assert found.metrics["loss"] == pytest.approx(sum(losses) / 3, abs=LOGPROB_ERROR)
         served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
-        ensemble.add_to(served, "kinds")
-        outputs = ensemble.classify(served, [row["text"] for row in KINDS], KIND.label_words)
+        served.add_prompt("kinds", ensemble)
+        outputs = served.classify([row["text"] for row in KINDS], "kinds", labels=KIND.label_words)
         assert [row["output"] for row in found.predictions] == [output.label for output in outputs]
 
     def test_the_model_is_given_back(
