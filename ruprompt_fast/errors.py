@@ -211,15 +211,7 @@ class SettingError(RupromptError, ValueError):
 
 
 class NonFiniteLogitsError(RupromptError, ValueError):
-    """A row of logits leaves nothing to choose: it holds NaN or plus infinity, or every token is ruled out.
-
-    Attributes:
-        row: the row's index in the step.
-    """
-
-    def __init__(self, message: str, row: int = 0) -> None:
-        super().__init__(message)
-        self.row = row
+    """The logits of a sequence leave nothing to choose: NaN or plus infinity, or every token is ruled out."""
 
 
 class DetachedModelError(RupromptError, RuntimeError):

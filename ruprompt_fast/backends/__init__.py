@@ -1,1 +1,28 @@
-"""What runs a step: one backend for each kind of device."""
+"""What runs a step: one backend for each kind of device, behind the protocols of :mod:`ruprompt_fast.backends.base`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ruprompt_fast.backends.base import Backend, PreparedModel, Quantization, Runner, StepBatch
+from ruprompt_fast.backends.cpu import CpuBackend
+from ruprompt_fast.errors import UnsupportedModelError
+
+__all__ = ["BACKENDS", "Backend", "PreparedModel", "Quantization", "Runner", "StepBatch", "backend_for"]
+
+BACKENDS: dict[str, Callable[[torch.dtype], Backend]] = {"cpu": CpuBackend}
+"""The backends, by torch's names for kinds of devices; each is made for the dtype of a model."""
+
+
+def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend of a device; the only place that looks at what kind of device there is.
+
+    Raises:
+        UnsupportedModelError: there is none for it.
+    """
+    make = BACKENDS.get(device.type)
+    if make is None:
+        raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {device}.")
+    return make(dtype)

@@ -1,18 +1,19 @@
-"""Keys and values: the pool of pages, the prefixes that stay in it, and the content keys that both are found by."""
+"""Keys and values: their pages, the prefixes that stay in them, and the content keys that both are found by."""
 
-from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, LayerShape
 from ruprompt_fast.cache.hashing import model_identity, page_hashes, prefix_key
+from ruprompt_fast.cache.pages import HostPages, PageIndices, PagePool, num_pages_of
 from ruprompt_fast.cache.prefix_cache import PrefixCache, PrefixCacheStats, PrefixEntry, PrefixPages
 
 __all__ = [
     "HostPages",
-    "KVPool",
-    "LayerShape",
+    "PageIndices",
+    "PagePool",
     "PrefixCache",
     "PrefixCacheStats",
     "PrefixEntry",
     "PrefixPages",
     "model_identity",
+    "num_pages_of",
     "page_hashes",
     "prefix_key",
 ]

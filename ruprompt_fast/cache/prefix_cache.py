@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, PageIndices, num_pages_of
+from ruprompt_fast.cache.pages import HostPages, PageIndices, PagePool, num_pages_of
 from ruprompt_fast.errors import PrefixEntryError, PromptLengthError
 
 
@@ -102,7 +102,7 @@ class PrefixCache:
         host_budget_bytes: for copies that evictions leave in host memory; 0 keeps none.
     """
 
-    def __init__(self, scheduler: PrefixPages, pool: KVPool, host_budget_bytes: int) -> None:
+    def __init__(self, scheduler: PrefixPages, pool: PagePool, host_budget_bytes: int) -> None:
         self._scheduler = scheduler
         self._pool = pool
         self._host_budget_bytes = host_budget_bytes
@@ -246,7 +246,7 @@ class PrefixCache:
                 f"length={entry.length}, {len(entry.ids)} ids, keys and values {'' if entry.pinned else 'not '}given."
             )
         if entry.host_pages is not None:
-            self._pool.check_host_pages(entry.host_pages, num_pages_of(entry.length))
+            self._pool.check_host_pages(entry.host_pages, num_pages_of(entry.length, self._pool.page_size))
 
     def _check(self, entry: PrefixEntry) -> None:
         if self._by_id.get(entry.prefix_id) is not entry:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.packing import PackedModel
+from ruprompt_fast.backends import PreparedModel
 from ruprompt_fast.concurrency.fair_lock import FairLock
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.dispatch.build import EngineOptions, build_engine
-from ruprompt_fast.dispatch.current import Current
+from ruprompt_fast.dispatch.engine_options import EngineOptions
+from ruprompt_fast.dispatch.model_engine import ModelEngine, NoEngine, Progress, build_engine
 from ruprompt_fast.embedding import detach_prompts
-from ruprompt_fast.engine.generator import EngineGenerator, Progress
 from ruprompt_fast.engine.loop import StepLoop
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.errors import (
@@ -36,7 +35,6 @@ from ruprompt_fast.requests.deep_requests import check_deep
 from ruprompt_fast.requests.generation_task import GenerationTask
 from ruprompt_fast.requests.inputs import Request
 from ruprompt_fast.requests.registry import LoadedPrompt
-from ruprompt_fast.requests.stopping import unused_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +79,7 @@ class Dispatcher:
         self._padded = PaddedGenerator(
             model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())
         )
-        self._current: Current | None = None
+        self._current: ModelEngine | NoEngine | None = None
         self._has_warned = False
 
     def generate(self, tasks: Sequence[GenerationTask], progress: Progress | None = None) -> list[GenerationOutput]:
@@ -100,8 +98,8 @@ class Dispatcher:
         padded_tasks = [task for task, need in zip(tasks, needs, strict=True) if need]
         params = [task.params() for task in engine_tasks]
         by_engine: Iterator[list[GenerationOutput]] = iter(())
-        if engine_tasks and current.generator is not None:  # first: it refuses what does not fit
-            by_engine = iter(current.generator.generate([task.request for task in engine_tasks], params, progress))
+        if engine_tasks and isinstance(current, ModelEngine):  # first: it refuses what does not fit
+            by_engine = iter(current.generate([task.request for task in engine_tasks], params, progress))
         num_before = len(engine_tasks)
         report = None if progress is None else lambda num_done: progress(num_before + num_done)
         by_transformers = iter(self._padded.generate(padded_tasks, report) if padded_tasks else ())
@@ -122,9 +120,9 @@ class Dispatcher:
             )
         current = self._ready()
         needs = self._padded_needs(current, task)
-        if current.generator is None or needs:
+        if isinstance(current, NoEngine) or needs:
             return self._padded.stream(task, params.stop_strings)
-        return current.generator.stream(task.request, params)
+        return current.stream(task.request, params)
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
         """Logits behind each request and behind each token of a continuation.
@@ -136,21 +134,23 @@ class Dispatcher:
             UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
         """
         current = self._ready()
+        if isinstance(current, ModelEngine):
+            return current.continuation_logits(requests, continuation)
         for request in requests:
             check_deep(request, current.reason)
-        return (current.generator or self._padded).continuation_logits(requests, continuation)
+        return self._padded.continuation_logits(requests, continuation)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
         """Compute the prompts' prefixes now, as far as there is room; nothing to do on the padded path."""
-        generator = self._ready().generator
-        if generator is not None:
-            generator.warm_up(prompts)
+        current = self._ready()
+        if isinstance(current, ModelEngine):
+            current.warm_up(prompts)
 
     def forget_retired(self) -> None:
         """Let go of the prefixes of prompts that were replaced or removed."""
         current = self._current
-        if current is not None and current.built is not None:
-            self._loop.call(current.built.engine.forget_retired)
+        if isinstance(current, ModelEngine):
+            self._loop.call(current.engine.forget_retired)
 
     def refresh(self) -> None:
         """Compute and pack everything anew, whether it seems to have changed or not."""
@@ -161,9 +161,9 @@ class Dispatcher:
     def stats(self) -> ModelStats:
         """How requests run, and the engine's counts."""
         current = self._ready()
-        if current.built is None:
+        if isinstance(current, NoEngine):
             return ModelStats("padded", current.reason, None)
-        return ModelStats("engine", "", self._loop.call(current.built.engine.stats))
+        return ModelStats("engine", "", self._loop.call(current.engine.stats))
 
     def check_integrity(self) -> None:
         """Compare what the engine's parts hold.
@@ -172,32 +172,33 @@ class Dispatcher:
             IntegrityError: they disagree, or a page is lost.
         """
         current = self._current
-        if current is not None and current.built is not None:
-            self._loop.call(current.built.engine.check_integrity)
+        if isinstance(current, ModelEngine):
+            self._loop.call(current.engine.check_integrity)
 
     def close(self) -> None:
         """Free the pages and give the model its own layers and embedding back; requests that still run fail."""
         self._loop.call(self._give_back)
 
     def _give_back(self) -> None:
-        packed = self._take_current(lambda: DetachedModelError(_GONE))
-        if packed is not None:
-            packed.unpack()
+        prepared = self._take_current(lambda: DetachedModelError(_GONE))
+        if prepared is not None:
+            prepared.undo()
         if self._model.get_input_embeddings() is self._embedding:
             detach_prompts(self._model)
 
     def _step(self) -> bool:
-        built = None if self._current is None else self._current.built
-        if built is None:
+        current = self._current
+        if not isinstance(current, ModelEngine):
             return False
-        if built.engine.has_work and built.is_outdated():
-            built.engine.close(_changed)
+        engine = current.engine
+        if engine.has_work and current.is_outdated():
+            engine.close(_changed)
             return False
-        failed_before = built.engine.num_failed_steps
-        had_work = built.engine.step()
+        failed_before = engine.num_failed_steps
+        had_work = engine.step()
         # oneDNN keeps a scratchpad for each thread, and does not ask again for one that could not be had: after a step
         # that ran out of memory every later one on its thread would fail.
-        self._loop.is_stale = built.engine.num_failed_steps > failed_before
+        self._loop.is_stale = engine.num_failed_steps > failed_before
         return had_work
 
     def _guard(self) -> Callable[[], None]:
@@ -211,14 +212,15 @@ class Dispatcher:
 
         return check
 
-    def _padded_needs(self, current: Current, task: GenerationTask) -> str:
+    def _padded_needs(self, current: ModelEngine | NoEngine, task: GenerationTask) -> str:
         """Why a task has to take the padded path; empty if it need not."""
         settings = padded_only_settings(task.config)
         most = self._options.max_batch_size
         if task.num_sequences > most:
             settings = [*settings, f"{task.num_sequences} sequences, more than max_batch_size={most}"]
-        check_deep(task.request, current.reason, settings)
-        why = current.reason or (f"of {', '.join(settings)}" if settings else "")
+        reason = current.reason if isinstance(current, NoEngine) else ""
+        check_deep(task.request, reason, settings)
+        why = reason or (f"of {', '.join(settings)}" if settings else "")
         if why and (names := task.extras.engine_only()):
             raise SettingError(
                 f"{', '.join(names)}: only the engine knows these, and this request takes transformers' own generate "
@@ -226,7 +228,7 @@ class Dispatcher:
             )
         return why
 
-    def _ready(self) -> Current:
+    def _ready(self) -> ModelEngine | NoEngine:
         """The engine for the model as it is now."""
         self._loop.check_caller()
         check_attached(self._model, self._embedding)
@@ -234,14 +236,14 @@ class Dispatcher:
         if current is not None and not current.is_outdated(self._model):
             return current  # without asking the thread, which may be in a long step
         current = self._loop.call(self._renew)
-        if current.reason and not self._has_warned:
+        if isinstance(current, NoEngine) and not self._has_warned:
             self._has_warned = True
             name = type(self._model).__name__
             message = f"{name} takes transformers' own generate, which is slower than the engine: {current.reason}"
             warnings.warn(FallbackWarning(message), stacklevel=4)
         return current
 
-    def _renew(self, thorough: bool = False) -> Current:
+    def _renew(self, thorough: bool = False) -> ModelEngine | NoEngine:
         """The engine, a new one if the model has changed.
 
         Raises:
@@ -249,11 +251,11 @@ class Dispatcher:
         """
         current = self._current
         if current is None or thorough or current.is_outdated(self._model):
-            packed = self._take_current(_changed)
+            prepared = self._take_current(_changed)
             self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
             self._model.eval()
             try:
-                self._current = self._build(packed, thorough)
+                self._current = self._build(prepared, thorough)
             except Exception as error:
                 if current is None or isinstance(error, RupromptError):
                     raise
@@ -262,32 +264,26 @@ class Dispatcher:
             current = self._current
         return current
 
-    def _build(self, packed: PackedModel | None, thorough: bool) -> Current:
+    def _build(self, prepared: PreparedModel | None, thorough: bool) -> ModelEngine | NoEngine:
         try:
-            built = build_engine(self._model, self._tokenizer, self._embedding, self._options, packed, thorough)
+            return build_engine(
+                self._model, self._tokenizer, self._embedding, self._options, self._loop, prepared, thorough=thorough
+            )
         except UnsupportedModelError as error:
-            if self._options.int8:
+            if self._options.quantization is not None:
+                asked = f'quantization="{self._options.quantization}"'
                 raise UnsupportedModelError(
-                    f'dtype="int8" needs the engine, and this model cannot run on it: {error} Leave dtype="int8" out.'
+                    f"{asked} needs the engine, and this model cannot run on it: {error} Leave {asked} out."
                 ) from error
-            return Current(str(error), None, None, Watch(self._embedding))
-        generator = EngineGenerator(
-            built.engine,
-            self._loop,
-            self._tokenizer,
-            self._model.config.get_text_config().vocab_size,
-            unused_ids(self._model, self._tokenizer),
-        )
-        return Current("", built, generator, built.watch)
+            return NoEngine(str(error), Watch(self._embedding))
 
-    def _take_current(self, error: Callable[[], Exception]) -> PackedModel | None:
-        """End the engine, its requests with an error, and give its packed layers."""
-        built = None if self._current is None else self._current.built
-        self._current = None
-        if built is None:
+    def _take_current(self, error: Callable[[], Exception]) -> PreparedModel | None:
+        """End the engine, its requests with an error, and give the model's prepared layers."""
+        current, self._current = self._current, None
+        if not isinstance(current, ModelEngine):
             return None
-        built.engine.close(error)
-        return built.packed
+        current.engine.close(error)
+        return current.prepared
 
 
 def _changed() -> ModelChangedError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ruprompt_fast.dispatch.build import EngineOptions
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.errors import HubError, PromptInitError, SettingError, UnsupportedModelError, shown
 from ruprompt_fast.prompts import MultiPrompt
 from ruprompt_fast.prompts.files.hub import is_reachable

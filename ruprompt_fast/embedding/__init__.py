@@ -2,12 +2,14 @@
 
 from ruprompt_fast.embedding.attachment import MARKER_ROOM, attach_prompts, detach_prompts, original_embedding
 from ruprompt_fast.embedding.layer import PromptSlot, SplicedEmbedding, note_update
+from ruprompt_fast.embedding.row_table import RowTable
 from ruprompt_fast.embedding.saving import PROVIDERS_KEY, hide_from_save, provider_tensors
 
 __all__ = [
     "MARKER_ROOM",
     "PROVIDERS_KEY",
     "PromptSlot",
+    "RowTable",
     "SplicedEmbedding",
     "attach_prompts",
     "detach_prompts",

@@ -11,33 +11,31 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.cache import PrefixCache
 from ruprompt_fast.engine.batch import BatchBuilder, TokenSource
 from ruprompt_fast.engine.jobs import Job
 from ruprompt_fast.engine.loop import step_error
 from ruprompt_fast.engine.prefixes import PromptPrefixes
-from ruprompt_fast.engine.runner import ModelRunner
 from ruprompt_fast.engine.stats import EngineStats
 from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, RupromptError, described
 
 if TYPE_CHECKING:
     from ruprompt_fast._C import Plan, Scheduler
+    from ruprompt_fast.backends.base import Runner
     from ruprompt_fast.requests.registry import LoadedPrompt
 
 
 class Engine:
     """Requests, and the step that moves all of them on.
 
-    Not thread-safe: everything but :meth:`drop` runs on one thread (:class:`~ruprompt_fast.engine.loop.StepLoop`).
+    Not thread-safe: everything but :meth:`cancel` runs on one thread (:class:`~ruprompt_fast.engine.loop.StepLoop`).
 
     Args:
         scheduler: decides what runs; owns the requests' state and the pages.
-        pool: keys and values.
         prefix_cache: the prompts' prefixes.
         prefixes: from a request to its prefix.
         builder: packs a plan's tokens.
-        runner: the forward pass.
+        runner: computes a step, and holds the keys and values.
         max_step_tokens: tokens of one step at most; longer inputs are computed in chunks.
 
     Attributes:
@@ -47,22 +45,20 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
-        pool: KVPool,
         prefix_cache: PrefixCache,
         prefixes: PromptPrefixes,
         builder: BatchBuilder,
-        runner: ModelRunner,
+        runner: Runner,
         max_step_tokens: int,
     ) -> None:
         self._scheduler = scheduler
-        self._pool = pool
         self._prefix_cache = prefix_cache
         self._prefixes = prefixes
         self._builder = builder
         self._runner = runner
         self._max_step_tokens = max_step_tokens
         self._jobs: dict[int, Job] = {}
-        self._dropped: deque[Job] = deque()
+        self._cancelled: deque[Job] = deque()
         self._warm_ups: weakref.WeakSet[WarmUp] = weakref.WeakSet()
         self.num_failed_steps = 0
         self._closed: Callable[[], Exception] | None = None
@@ -80,7 +76,7 @@ class Engine:
         added: list[int] = []
         try:
             for job in jobs:
-                if not job.done:  # dropped before it came here
+                if not job.done:  # cancelled before it came here
                     added.append(self._add(job))  # noqa: PERF401  (what was added before an error has to leave)
         except BaseException:
             for request_id in added:
@@ -95,24 +91,23 @@ class Engine:
         Returns:
             Whether there was something to do.
         """
-        self._leave_dropped()
+        self._leave_cancelled()
         if not self.has_work:
             return False
         plan: Plan | None = None
         try:
             plan = self._scheduler.step(self._max_step_tokens)
-            self._move_pages(plan)
-            self._commit(self._compute(plan) if plan.num_rows else [])  # warming may only load
+            self._finish(self._launch(plan))
         except BaseException as error:
             self._recover(plan, error)
         return True
 
-    def drop(self, jobs: Sequence[Job]) -> None:
+    def cancel(self, jobs: Sequence[Job]) -> None:
         """Have those of the requests that are still in the engine leave it, before its next step.
 
         May be called on any thread: the garbage collector may close the iterator of a stream in the midst of a step.
         """
-        self._dropped.extend(job for job in jobs if not job.done)
+        self._cancelled.extend(job for job in jobs if not job.done)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> WarmUp:
         """Ask for the prompts' prefixes ahead of the requests that need them.
@@ -136,7 +131,7 @@ class Engine:
     def close(self, error: Callable[[], Exception]) -> None:
         """End all requests with an error of their own, and refuse new ones with such an error."""
         self._closed = error
-        self._leave_dropped()
+        self._leave_cancelled()
         for request_id, job in list(self._jobs.items()):
             job.fail(error())
             self._leave(request_id)
@@ -155,9 +150,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counts and sizes so far."""
-        self._leave_dropped()
+        self._leave_cancelled()
         return EngineStats(
-            dict(self._scheduler.stats()), self._prefix_cache.stats(), self._pool.num_pages, self._pool.page_bytes
+            dict(self._scheduler.stats()),
+            self._prefix_cache.stats(),
+            self._runner.pages.num_pages,
+            self._runner.pages.page_bytes,
         )
 
     def check_integrity(self) -> None:
@@ -166,7 +164,7 @@ class Engine:
         Raises:
             IntegrityError: they disagree, or a page is lost; an error of this package.
         """
-        self._leave_dropped()
+        self._leave_cancelled()
         try:
             self._scheduler.check()
         except RuntimeError as error:
@@ -221,32 +219,41 @@ class Engine:
                 plan.load_ids[: plan.num_loads].tolist(),
             )
         if plan.num_copies:
-            self._pool.copy_pages(plan.copies[: plan.num_copies])
+            self._runner.pages.copy_pages(plan.copies[: plan.num_copies])
 
-    def _compute(self, plan: Plan) -> list[_Change]:
+    def _launch(self, plan: Plan) -> _Pending | None:
+        """Start computing a plan; None where it has only pages to load."""
+        self._move_pages(plan)
+        if not plan.num_rows:
+            return None
         batch, request_ids = self._builder.build(plan, self._source)
-        return self._choose(request_ids, self._runner.forward(batch))
+        return _Pending(self._runner.forward(batch), request_ids)
 
-    def _choose(self, request_ids: Sequence[int], logits: Tensor) -> list[_Change]:
-        """Let every request choose its tokens from its rows of the logits; those of one request stand together."""
-        on_host, changes, start = logits.cpu(), [], 0
-        for request_id, group in groupby(request_ids):
-            job, stop, parents = self._jobs[request_id], start + len(list(group)), None
-            try:
-                parents = job.advance(on_host[start:stop])
-            except Exception as error:  # one request's own numbers and texts: its neighbours are not to blame
-                job.fail(error if isinstance(error, RupromptError) else _request_error(error))
-            changes.append(_Change(request_id, job, parents))
-            start = stop
-        return changes
-
-    def _commit(self, changes: list[_Change]) -> None:
+    def _finish(self, pending: _Pending | None) -> None:
+        """Choose the tokens of a step, hand them to the requests, and let those that are done leave."""
+        changes = [] if pending is None else self._advance(pending)
         self._scheduler.commit([change.request_id for change in changes if change.job.done])
         for change in changes:
             if change.job.done:
                 self._forget(change.request_id)
             elif change.parents is not None:
                 self._scheduler.fork(change.request_id, change.parents)
+
+    def _advance(self, pending: _Pending) -> list[_Change]:
+        """One choice for the whole step; the logits of one request's sequences are rows next to each other."""
+        jobs = [self._jobs[request_id] for request_id, _ in groupby(pending.request_ids)]
+        rows = [job.rows() for job in jobs]
+        chosen = self._runner.sample(pending.logits, [row for of_job in rows for row in of_job])
+        changes, start = [], 0
+        for job, of_job in zip(jobs, rows, strict=True):
+            span, parents = slice(start, start + len(of_job)), None
+            try:
+                parents = job.advance(chosen[span], pending.logits[span])
+            except Exception as error:  # one request's own numbers and texts: its neighbours are not to blame
+                job.fail(error if isinstance(error, RupromptError) else _request_error(error))
+            changes.append(_Change(job.request_id, job, parents))
+            start = span.stop
+        return changes
 
     def _recover(self, plan: Plan | None, cause: BaseException) -> None:
         """Undo a step that failed, and fail the requests that it has lost.
@@ -272,9 +279,9 @@ class Engine:
             if prefix_ids is None or warm_up.prefix_ids & prefix_ids:
                 warm_up.error = step_error(cause)
 
-    def _leave_dropped(self) -> None:
-        while self._dropped:
-            job = self._dropped.popleft()
+    def _leave_cancelled(self) -> None:
+        while self._cancelled:
+            job = self._cancelled.popleft()
             job.done = True
             if job.request_id in self._jobs:
                 self._leave(job.request_id)
@@ -305,8 +312,21 @@ class WarmUp:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pending:
+    """A step that was started.
+
+    Attributes:
+        logits: [num_logits, vocabulary], which may still be on their way.
+        request_ids: for every row of them the request that it belongs to.
+    """
+
+    logits: Tensor
+    request_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Change:
-    """What a step did to a request: for each branch from now on, the one that it continues; None for no change."""
+    """What a step did to a request: for each sequence from now on, the one that it continues; None for no change."""
 
     request_id: int
     job: Job

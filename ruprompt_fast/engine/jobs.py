@@ -6,32 +6,32 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
 from ruprompt_fast.requests.stop_cut import StopCut, without_stop
 from ruprompt_fast.requests.text_stream import TextStream
 from ruprompt_fast.sampling.beam_search import BeamSearch
-from ruprompt_fast.sampling.sampler import SampledToken, Sampler, SamplingRow
+from ruprompt_fast.sampling.history import TokenIds
+from ruprompt_fast.sampling.rows import Chosen, SampledToken, SamplingRow
 
 if TYPE_CHECKING:
     from ruprompt_fast.cache import PrefixEntry
     from ruprompt_fast.requests.decoding import TextDecoder
     from ruprompt_fast.requests.inputs import Request
 
-TokenIds = npt.NDArray[np.int64]
-
 
 @dataclass
-class Branch:
-    """One sequence of a request behind its input: a sample or a beam.
+class SequenceState:
+    """One sequence of a request after its input: a sample or a beam.
 
     Attributes:
         token_ids: the generated tokens.
@@ -51,16 +51,17 @@ class Branch:
 class Job(ABC):
     """A request in the engine.
 
-    A job starts as one branch; after every step it says which branches live on, in :meth:`advance`. The engine alone
-    changes it, holding its turn; other threads read ``done`` and, once it is set, the results.
+    A job starts as one sequence. In every step it says what it wants for each of its live sequences, in :meth:`rows`,
+    and takes in what was chosen, or the logits themselves. The engine alone changes it, holding its lock; other threads
+    read ``done`` and, once it is set, the results.
 
     Attributes:
         request: the encoded request.
         request_id: its number in the engine; -1 before it is there.
         input_ids: its ids, int64 [input_len].
         max_new_tokens: how many tokens it generates at most.
-        num_sequences: how many branches it has at most.
-        branches: the live branches, in the scheduler's order.
+        num_sequences: how many sequences it has at most.
+        sequences: the live ones, in the scheduler's order.
         prefix: the prefix that it holds while it is in the engine.
         done: whether it has left the engine.
         error: why it failed, or None.
@@ -72,7 +73,7 @@ class Job(ABC):
         self.input_ids: TokenIds = np.asarray(request.input_ids, dtype=np.int64)
         self.max_new_tokens = max_new_tokens
         self.num_sequences = num_sequences
-        self.branches = [Branch()]
+        self.sequences = [SequenceState()]
         self.prefix: PrefixEntry | None = None
         self.done = False
         self.error: Exception | None = None
@@ -80,36 +81,41 @@ class Job(ABC):
     @property
     def prompt_rows(self) -> Tensor | None:
         """The rows of its prompt, [num_rows, width]."""
-        return self.request.prompt.rows if self.request.prompt is not None else None
+        return self.request.prompt_rows
 
-    def ids(self, branch: int, start: int, stop: int) -> TokenIds:
-        """The ids at positions ``start`` to ``stop`` of a branch, the input's included."""
+    def ids(self, sequence: int, start: int, stop: int) -> TokenIds:
+        """The ids at positions ``start`` to ``stop`` of a sequence, the input's included."""
         input_len = len(self.input_ids)
         if stop <= input_len:
             return self.input_ids[start:stop]
-        new_ids = self.branches[branch].token_ids[max(0, start - input_len) : stop - input_len]
+        new_ids = self.sequences[sequence].token_ids[max(0, start - input_len) : stop - input_len]
         return np.concatenate([self.input_ids[start:], np.asarray(new_ids, dtype=np.int64)])
 
-    def id_at(self, branch: int, position: int) -> int:
+    def id_at(self, sequence: int, position: int) -> int:
         """One id of :meth:`ids`."""
         new = position - len(self.input_ids)
-        return self.branches[branch].token_ids[new] if new >= 0 else int(self.input_ids[position])
+        return self.sequences[sequence].token_ids[new] if new >= 0 else int(self.input_ids[position])
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
         self.error = error
         self.done = True
 
+    def rows(self) -> Sequence[SamplingRow | None]:
+        """What is to be chosen for each live sequence; None for a job that reads the logits itself."""
+        return [None] * len(self.sequences)
+
     @abstractmethod
-    def advance(self, logits: Tensor) -> list[int] | None:
-        """Take in the logits behind the live branches, in their order.
+    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+        """Take in what a step gives the live sequences, in their order.
 
         Args:
-            logits: [branches, vocabulary], in the model's dtype, on the CPU.
+            chosen: what was chosen for each of :meth:`rows`.
+            logits: [sequences, vocabulary], where the model is: reading them on the host may cost a wait and a copy.
 
         Returns:
-            For each branch from now on, the index of the branch that it continues; None if nothing changes. No
-            branches: the job is done.
+            For each sequence from now on, the index of the one that it continues; None if nothing changes. No
+            sequences: the job is done.
 
         Raises:
             NonFiniteLogitsError: the logits leave nothing to choose.
@@ -117,78 +123,75 @@ class Job(ABC):
 
 
 class SamplingJob(Job):
-    """Greedy decoding and sampling; ``num_return_sequences`` branches grow from the input's last token."""
+    """Greedy decoding and sampling; ``num_return_sequences`` sequences grow from the input's last token."""
 
     def __init__(
-        self,
-        request: Request,
-        params: SamplingParams,
-        sampler: Sampler,
-        decoder: TextDecoder,
-        *,
-        streaming: bool = False,
+        self, request: Request, params: SamplingParams, decoder: TextDecoder, *, streaming: bool = False
     ) -> None:
         super().__init__(request, params.max_new_tokens, params.num_return_sequences)
         self.params = params
-        self._sampler = sampler
         self.pieces: deque[str] = deque()
         self._decoder = decoder
         self._needs_text = streaming or bool(params.stop_strings)
         self._streaming = streaming
-        self._cut = StopCut(params.cut_strings)  # a stream has one branch
+        self._cut = StopCut(params.cut_strings)  # a stream has one sequence
         self._deadline = _deadline(params)
         self._outputs: list[GenerationOutput | None] = [None] * params.num_return_sequences
-        self.branches = [self._new_branch(0, params.num_return_sequences)]
+        self.sequences = [self._new_sequence(0, params.num_return_sequences)]
 
-    def advance(self, logits: Tensor) -> list[int] | None:
-        """Append one sampled token to every branch; the first step may start several."""
-        sampled = self._sampler.sample(logits, [cast(SamplingRow, branch.row) for branch in self.branches])
-        parents = list(range(len(self.branches)))
-        if len(sampled[0].token_ids) > 1:
-            (first,) = sampled
-            self.branches = [self._new_branch(index, 1) for index in range(len(first.token_ids))]
-            sampled = _apart(first)
-            parents = [0] * len(self.branches)
-        finished = [self._append(branch, token) for branch, token in zip(self.branches, sampled, strict=True)]
+    def rows(self) -> Sequence[SamplingRow | None]:
+        """A token for every live sequence; at the first step one for each that starts."""
+        return [sequence.row for sequence in self.sequences]
+
+    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+        """Append the chosen token to every sequence; the first step may start several."""
+        tokens = [_token(each) for each in chosen]
+        parents = list(range(len(self.sequences)))
+        if len(tokens[0].token_ids) > 1:
+            (first,) = tokens
+            self.sequences = [self._new_sequence(index, 1) for index in range(len(first.token_ids))]
+            tokens = _apart(first)
+            parents = [0] * len(self.sequences)
+        finished = [self._append(sequence, token) for sequence, token in zip(self.sequences, tokens, strict=True)]
         if any(finished):
             kept = [index for index, ended in enumerate(finished) if not ended]
-            self.branches = [self.branches[index] for index in kept]
+            self.sequences = [self.sequences[index] for index in kept]
             parents = [parents[index] for index in kept]
         elif parents == list(range(len(parents))):
             return None
-        self.done = not self.branches
+        self.done = not self.sequences
         return parents
 
     def outputs(self) -> list[GenerationOutput]:
         """The results, once the job is done."""
         return cast("list[GenerationOutput]", self._outputs)
 
-    def _new_branch(self, output: int, num_samples: int) -> Branch:
-        branch = Branch(output=output)
-        branch.row = SamplingRow(self.params, self.request.input_ids, branch.token_ids, output, num_samples)
+    def _new_sequence(self, output: int, num_samples: int) -> SequenceState:
+        sequence = SequenceState(output=output)
+        sequence.row = SamplingRow(self.params, self.request.input_ids, sequence.token_ids, output, num_samples)
         if self._needs_text:
-            branch.text = TextStream(self._decoder, self.request.input_ids, self.params.stop_strings)
-        return branch
+            sequence.text = TextStream(self._decoder, self.request.input_ids, self.params.stop_strings)
+        return sequence
 
-    def _append(self, branch: Branch, token: SampledToken) -> bool:
-        """Append a token; whether the branch ends with it."""
-        branch.token_ids.append(token.token_ids[0])
+    def _append(self, sequence: SequenceState, token: SampledToken) -> bool:
+        """Append a token; whether the sequence ends with it."""
+        sequence.token_ids.append(token.token_ids[0])
         if token.logprobs is not None:
-            branch.logprobs.append(token.logprobs[0])
-        reason = finish_reason(self.params, branch.token_ids)
-        if branch.text is not None:
-            self._emit(self._cut.push(branch.text.push(token.token_ids)))
-            reason = "stop" if branch.text.stopped else reason
+            sequence.logprobs.append(token.logprobs[0])
+        reason = finish_reason(self.params, sequence.token_ids)
+        if sequence.text is not None:
+            self._emit(self._cut.push(sequence.text.push(token.token_ids)))
+            reason = "stop" if sequence.text.stopped else reason
         if reason is None and time.monotonic() < self._deadline:
             return False
-        if branch.text is not None:
-            self._emit(self._cut.push(branch.text.flush()) + self._cut.flush())
-        self._outputs[branch.output] = GenerationOutput(
-            without_stop(self._decoder.text(self.request.input_ids, branch.token_ids), self.params.cut_strings),
-            branch.token_ids,
+        if sequence.text is not None:
+            self._emit(self._cut.push(sequence.text.flush()) + self._cut.flush())
+        self._outputs[sequence.output] = GenerationOutput(
+            without_stop(self._decoder.text(self.request.input_ids, sequence.token_ids), self.params.cut_strings),
+            sequence.token_ids,
             self.request.prompt_name,
             reason or "time",
-            branch.logprobs if self.params.logprobs else None,
+            sequence.logprobs if self.params.logprobs else None,
         )
         return True
 
@@ -200,27 +203,21 @@ class SamplingJob(Job):
 class BeamJob(Job):
     """Beam search."""
 
-    def __init__(
-        self,
-        request: Request,
-        params: SamplingParams,
-        search: BeamSearch,
-        decoder: TextDecoder,
-    ) -> None:
+    def __init__(self, request: Request, params: SamplingParams, search: BeamSearch, decoder: TextDecoder) -> None:
         super().__init__(request, params.max_new_tokens, params.num_beams)
         self._search = search
         self._cut_strings = params.cut_strings
         self._deadline = _deadline(params)
         self._decoder = decoder
 
-    def advance(self, logits: Tensor) -> list[int] | None:
-        """Choose the beams that live on."""
+    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+        """Choose the beams that live on, from the logits."""
         beams = self._search.advance(logits, out_of_time=time.monotonic() >= self._deadline)
         if self._search.finished:
-            self.branches, self.done = [], True
+            self.sequences, self.done = [], True
             return []
-        self.branches = [
-            Branch([*self.branches[parent].token_ids, token])
+        self.sequences = [
+            SequenceState([*self.sequences[parent].token_ids, token])
             for parent, token in zip(beams.parents, beams.token_ids, strict=True)
         ]
         return beams.parents
@@ -241,17 +238,28 @@ class BeamJob(Job):
 
 
 class LogitsJob(Job):
-    """Reads the logits behind the last token, and generates nothing."""
+    """Reads the logits after the last token, and generates nothing."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request, max_new_tokens=1, num_sequences=1)
         self.logits: Tensor | None = None
 
-    def advance(self, logits: Tensor) -> list[int] | None:
+    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
         """Keep the logits, float32 [vocabulary]."""
         self.logits = logits[0].to(torch.float32, copy=True)
-        self.branches, self.done = [], True
+        self.sequences, self.done = [], True
         return []
+
+
+def _token(chosen: Chosen | None) -> SampledToken:
+    """What was chosen.
+
+    Raises:
+        NonFiniteLogitsError: nothing could be.
+    """
+    if isinstance(chosen, NonFiniteLogitsError):
+        raise chosen
+    return cast(SampledToken, chosen)
 
 
 def _deadline(params: SamplingParams) -> float:

@@ -13,18 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.kv_pool import KVPool
-from ruprompt_fast.cache import PrefixCache, PrefixEntry, page_hashes, prefix_key
+from ruprompt_fast.cache import PagePool, PrefixCache, PrefixEntry, page_hashes, prefix_key
 from ruprompt_fast.errors import CapacityError, IntegrityError
-from ruprompt_fast.ops import PAGE_SIZE
+from ruprompt_fast.sampling.history import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ruprompt_fast.requests.inputs import Request
     from ruprompt_fast.requests.registry import LoadedPrompt
-
-TokenIds = npt.NDArray[np.int64]
 
 
 class PrefixSource:
@@ -34,11 +31,11 @@ class PrefixSource:
         self._ids = np.asarray(entry.ids, dtype=np.int64)
         self.prompt_rows: Tensor | None = entry.rows
 
-    def ids(self, branch: int, start: int, stop: int) -> TokenIds:
+    def ids(self, sequence: int, start: int, stop: int) -> TokenIds:
         """The ids at positions ``start`` to ``stop``."""
         return self._ids[start:stop]
 
-    def id_at(self, branch: int, position: int) -> int:
+    def id_at(self, sequence: int, position: int) -> int:
         """One id of :meth:`ids`."""
         return int(self._ids[position])
 
@@ -85,7 +82,7 @@ class PromptPrefixes:
     def __init__(
         self,
         cache: PrefixCache,
-        pool: KVPool,
+        pool: PagePool,
         identity: bytes,
         dtype: torch.dtype,
         tokenizer: PreTrainedTokenizerBase,
@@ -110,7 +107,7 @@ class PromptPrefixes:
             self._forget(known.prompt)
         ids = np.asarray(request.input_ids, dtype=np.int64)
         # The rows' ids depend on the tokenizer's size only, so they stand for themselves behind the prompt's seed.
-        return Lease(known.entry, known.tenant, page_hashes(known.seed, ids, PAGE_SIZE))  # type: ignore[arg-type]
+        return Lease(known.entry, known.tenant, page_hashes(known.seed, ids, self._pool.page_size))  # type: ignore[arg-type]
 
     def release(self, entry: PrefixEntry | None) -> None:
         """Give back what :meth:`hold` gave."""

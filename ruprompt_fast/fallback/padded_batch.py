@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ruprompt_fast.embedding import RowTable
 from ruprompt_fast.requests.generation_task import GenerationTask
 from ruprompt_fast.requests.inputs import Request
 from ruprompt_fast.requests.new_tokens import NewTokens
@@ -32,24 +34,17 @@ def assemble(
         embedding: the model's input embedding.
         pad_right: whether padding stands behind the inputs.
     """
-    padding_id, first_row_id = embedding.first_prompt_id, embedding.first_row_id
-    weight = embedding.weight
-    prompts = {id(request.prompt): request.prompt for request in batch if request.prompt is not None}
-    starts, parts, total = {id(None): 0}, [weight.new_zeros((1, embedding.row_width))], 0
-    for key, prompt in prompts.items():
-        starts[key] = total
-        parts.append(prompt.rows.to(weight.device, weight.dtype))  # the model may have been converted since
-        total += prompt.rows.shape[0]
-    longest = max(len(request.input_ids) for request in batch)
-    input_ids = torch.full((len(batch), longest), padding_id, dtype=torch.long)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, request in enumerate(batch):
-        ids = torch.tensor(request.input_ids, dtype=torch.long)
-        shifted = ids + starts[id(request.prompt)]
-        place = slice(None, len(ids)) if pad_right else slice(longest - len(ids), None)
-        input_ids[row, place] = torch.where(ids >= first_row_id, shifted, ids)
+    table = RowTable(embedding, has_padding=True)
+    ids = [table.place(np.asarray(item.input_ids, dtype=np.int64), item.prompt_rows) for item in batch]
+    longest = max(map(len, ids))
+    input_ids = np.full((len(batch), longest), embedding.first_prompt_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, own in enumerate(ids):
+        place = slice(None, len(own)) if pad_right else slice(longest - len(own), None)
+        input_ids[row, place] = own
         mask[row, place] = 1
-    return input_ids.to(weight.device), mask.to(weight.device), torch.cat(parts)
+    device = embedding.weight.device
+    return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device), table.rows()
 
 
 def task_batches(tasks: Sequence[GenerationTask], together: Togetherness, max_batch_size: int) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -27,28 +28,46 @@ _IRRELEVANT = {
     "output_hidden_states",
     "output_router_logits",
     "past_key_values",
-    "position_bias",
     "position_ids",
     "return_dict",
     "use_cache",
 }
 
 
+@dataclass(slots=True, eq=False)
+class AttentionCall:
+    """What one layer asks of its attention in one forward pass over N packed tokens.
+
+    Attributes:
+        layer: the layer's index.
+        query: [N, heads, head_dim].
+        key: [N, kv_heads, head_dim].
+        value: [N, kv_heads, value_dim].
+        scaling: what scores are multiplied by.
+        sliding_window: how many of the last positions a token sees, itself among them; None for all.
+        softcap: the bound of the scores' soft cap, or None.
+        position_bias: what is added to the scores, as T5 does, or None.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    position_bias: Tensor | None
+
+
 class Attending(Protocol):
     """Who computes attention during one forward pass; it reaches :func:`attend` as the keyword ``attending``."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """Attention of one layer over query [N, heads, D], key [N, kv_heads, D] and value: [N, heads, value_dim]."""
+    def attend(self, call: AttentionCall, /) -> Tensor:
+        """Attention of one layer, [N, heads, value_dim].
+
+        Raises:
+            AttentionError: the layer asks for something that is not known here.
+        """
         ...
 
 
@@ -62,6 +81,7 @@ def attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    position_bias: Tensor | None = None,
     attending: Attending | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -84,16 +104,27 @@ def attend(
     if unknown or attention_mask is not None or dropout or query.shape[0] != 1:
         what = ", ".join(sorted(unknown)) or "a mask, dropout or a batch dimension"
         raise AttentionError(f"{type(module).__name__} asks its attention for {what}, which ours does not know.")
-    out = attending.attend(
+    call = AttentionCall(
         layer,
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-        softcap=softcap,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window,
+        softcap,
+        position_bias,
     )
-    return out.unsqueeze(0), None
+    return attending.attend(call).unsqueeze(0), None
+
+
+def refuse_position_bias(call: AttentionCall) -> None:
+    """For those who attend without one.
+
+    Raises:
+        AttentionError: the layer adds a bias to its scores.
+    """
+    if call.position_bias is not None:
+        raise AttentionError(f"layer {call.layer} adds a position bias to its scores, which is not known here.")
 
 
 AttentionInterface.register(NAME, attend)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cpu.kv_pool import LayerShape
 from ruprompt_fast.errors import AttentionError, UnsupportedModelError, described
-from ruprompt_fast.integration.attention import AttentionSwitch
+from ruprompt_fast.integration.attention import AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.integration.context_length import context_length
+from ruprompt_fast.prompts import KVShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,11 +26,11 @@ _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _RELATIVE_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def probe(model: PreTrainedModel, embedding: SplicedEmbedding) -> list[LayerShape]:
+def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> list[KVShape]:
     """Run two short sequences packed through our attention, and each alone through the model's own.
 
     Returns:
-        The shape of every layer's keys and values.
+        What every layer keeps of a token, a shape for each layer.
 
     Raises:
         UnsupportedModelError: the model cannot run on the engine; the message says why.
@@ -107,7 +107,7 @@ def _check_layers(model: PreTrainedModel, recorder: _Recorder) -> None:
         )
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    # The probe's sequences are too short to tell a window; a config without types may mean it for every layer.
+    # The check's sequences are too short to tell a window; a config without types may mean it for every layer.
     slides = window is not None and window < (context_length(model.config) or window + 1)
     if types is None and slides and not any(recorder.windows.values()):
         raise UnsupportedModelError(f"{type(model).__name__} slides its window through masks only.")
@@ -129,33 +129,25 @@ def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, **extr
 
 
 class _Recorder:
-    """Plain attention over the probe's packed sequences; notes what every layer asks for."""
+    """Plain attention over the check's packed sequences; notes what every layer asks for."""
 
     def __init__(self) -> None:
-        self.shapes: dict[int, LayerShape] = {}
+        self.shapes: dict[int, KVShape] = {}
         self.windows: dict[int, int | None] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        refuse_position_bias(call)
+        layer, query, key, value = call.layer, call.query, call.key, call.value
         if layer in self.shapes:
             raise AttentionError(f"layer {layer} attends more than once, and has one place for keys and values.")
-        self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
-        self.windows[layer] = sliding_window
+        self.shapes[layer] = KVShape(1, key.shape[1], key.shape[2], value.shape[2])
+        self.windows[layer] = call.sliding_window
         heads_per_group = query.shape[1] // key.shape[1]
         key, value = (part.float().repeat_interleave(heads_per_group, 1) for part in (key, value))
-        scores = torch.einsum("qhd,khd->hqk", query.float() * scaling, key)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(~_visible(sliding_window).to(scores.device), -torch.inf)
+        scores = torch.einsum("qhd,khd->hqk", query.float() * call.scaling, key)
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        scores = scores.masked_fill(~_visible(call.sliding_window).to(scores.device), -torch.inf)
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).to(query.dtype)
 
 

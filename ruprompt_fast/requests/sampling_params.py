@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
-
-from ruprompt_fast.sampling.filters import Filter, build_filters
-from ruprompt_fast.sampling.processors import Processor, build_processors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +40,8 @@ class ExtraSettings:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request's tokens are chosen; made by :func:`sampling_params`.
+    """How one request's tokens are chosen; made by
+    :func:`~ruprompt_fast.requests.generation_settings.sampling_params`.
 
     Names and meanings are those of transformers' ``GenerationConfig`` and of :class:`ExtraSettings`; the neutral value
     of a setting is its default here. ``temperature`` to ``eta_cutoff`` count with ``do_sample`` only.
@@ -96,21 +93,6 @@ class SamplingParams:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
-
-    @cached_property
-    def processors(self) -> tuple[Processor, ...]:
-        """What changes the scores before a token is chosen, in order."""
-        return build_processors(self)
-
-    @cached_property
-    def filters(self) -> tuple[Filter, ...]:
-        """What narrows the candidates of sampling, in order; empty without ``do_sample``."""
-        return build_filters(self) if self.do_sample else ()
-
-    @cached_property
-    def is_plain_greedy(self) -> bool:
-        """Whether the token is the argmax of the logits as they are, and nothing else is asked for."""
-        return not (self.do_sample or self.logprobs or self.processors)
 
 
 def finish_reason(params: SamplingParams, new_ids: Sequence[int]) -> FinishReason | None:

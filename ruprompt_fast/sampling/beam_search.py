@@ -14,6 +14,7 @@ from ruprompt_fast.errors import NonFiniteLogitsError, SettingError
 from ruprompt_fast.requests.sampling_params import FinishReason, SamplingParams, finish_reason
 from ruprompt_fast.sampling.filters import descending, top_k
 from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array
+from ruprompt_fast.sampling.processors import build_processors
 from ruprompt_fast.sampling.sampler import token_logprobs
 
 # transformers' stand-in for minus infinity: what is pushed down by it still has an order in the end.
@@ -83,6 +84,7 @@ class BeamSearch:
         if params.stop_strings and stops is None:
             raise SettingError("beam search with stop_strings needs to be told when a text contains one.")
         self._params = params
+        self._processors = build_processors(params)
         self._input_ids = token_array(input_ids)
         self._vocab_size = vocab_size
         self._banned_ids = token_array(sorted(banned_ids))
@@ -157,7 +159,7 @@ class BeamSearch:
         log_probs = logits.detach()[:, : self._vocab_size].float().log_softmax(-1).cpu().numpy()
         for row, sequence in zip(log_probs, self._running, strict=False):
             history = History(self._input_ids, sequence.token_ids)
-            for process in self._params.processors:
+            for process in self._processors:
                 process(row, history)
             row[self._banned_ids] = -np.inf
         if self._params.renormalize_logits:

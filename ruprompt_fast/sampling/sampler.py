@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,46 +13,10 @@ from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams
 from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array
 from ruprompt_fast.sampling.noise import noise_key, sample_index
+from ruprompt_fast.sampling.rows import Chosen, SampledToken, SamplingRow
 
 _COLD = 1e-3  # a score divided by less may leave float32
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80
-
-
-@dataclass
-class SamplingRow:
-    """One sequence that waits for a token. May be kept from step to step while ``new_ids`` grows.
-
-    Attributes:
-        params: the request's settings.
-        input_ids: ids of the input; ids beyond the vocabulary stand for prompt rows.
-        new_ids: ids generated so far.
-        stream: number of the sequence's noise within its request.
-        num_samples: tokens to draw, with the streams ``stream .. stream + num_samples - 1``; greedy ones are equal.
-    """
-
-    params: SamplingParams
-    input_ids: Sequence[int] | TokenIds
-    new_ids: list[int]
-    stream: int = 0
-    num_samples: int = 1
-
-    @cached_property
-    def input_array(self) -> TokenIds:
-        """``input_ids`` as int64."""
-        return token_array(self.input_ids)
-
-
-@dataclass(slots=True)
-class SampledToken:
-    """What was chosen for one row.
-
-    Attributes:
-        token_ids: one id per sample.
-        logprobs: log-softmax of the processed and filtered scores at each id, in nats, if the request asked for them.
-    """
-
-    token_ids: list[int]
-    logprobs: list[float] | None = None
 
 
 class Sampler:
@@ -72,37 +34,38 @@ class Sampler:
         self._banned = frozenset(banned_ids)
         self._banned_ids = token_array(sorted(self._banned))
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow | None]) -> list[Chosen | None]:
         """Choose a token for every row, or several where a row asks for several samples.
 
         Args:
             logits: [rows, at least vocab_size], any floating dtype; read as float32 and left unchanged.
-            rows: one for each row of the logits.
+            rows: one for each row of the logits; None where nothing is to be chosen.
 
-        Raises:
-            NonFiniteLogitsError: a row has NaN, plus infinity, or no token left; the error's ``row`` is its index.
+        Returns:
+            For every row its tokens; or an error where it has NaN, plus infinity, or no token left: whoever asked for
+            the other rows is not to blame.
         """
         table = logits.detach()[:, : self._vocab_size].cpu()
-        return [self._choose(table[index], row, index) for index, row in enumerate(rows)]
+        return [None if row is None else self._choose(table[index], row) for index, row in enumerate(rows)]
 
-    def _choose(self, logits: Tensor, row: SamplingRow, index: int) -> SampledToken:
-        if row.params.is_plain_greedy:
+    def _choose(self, logits: Tensor, row: SamplingRow) -> Chosen:
+        if row.is_plain_greedy:
             token = largest(logits)
             if token is not None and token not in self._banned:
                 return SampledToken([token] * row.num_samples)
-        return self._choose_among(self._processed(logits, row), row, index)
+        return self._choose_among(self._processed(logits, row), row)
 
-    def _choose_among(self, scores: Scores, row: SamplingRow, index: int) -> SampledToken:
+    def _choose_among(self, scores: Scores, row: SamplingRow) -> Chosen:
         params = row.params
         if params.do_sample and params.temperature != 1.0:
             _scale(scores, params)
         best = int(scores.argmax())
         if not math.isfinite(scores[best]):
-            raise NonFiniteLogitsError(_broken(index, float(scores[best])), index)
+            return _non_finite(float(scores[best]))
         if not params.do_sample:
             return self._result(scores, [best] * row.num_samples, None, params)
         ids: TokenIds | None = None
-        for keep in params.filters:
+        for keep in row.filters:
             kept = keep(scores)
             scores, ids = scores[kept], kept if ids is None else ids[kept]
         step = len(row.new_ids)
@@ -114,9 +77,9 @@ class Sampler:
 
     def _processed(self, logits: Tensor, row: SamplingRow) -> Scores:
         scores: Scores = logits.to(torch.float32, copy=True).numpy()
-        if row.params.processors:
+        if row.processors:
             history = History(row.input_array, row.new_ids)
-            for process in row.params.processors:
+            for process in row.processors:
                 process(scores, history)
         scores[self._banned_ids] = -np.inf
         return scores
@@ -160,9 +123,9 @@ def token_logprobs(scores: Scores, indices: Sequence[int]) -> list[float]:
     return [float(scores[index]) - total for index in indices]
 
 
-def _broken(index: int, value: float) -> str:
+def _non_finite(value: float) -> NonFiniteLogitsError:
     found = "NaN" if math.isnan(value) else "plus infinity" if value > 0 else "no token that is not ruled out"
-    return (
-        f"row {index} of the logits must have a finite largest score; found {found}. Check the model's weights and the "
+    return NonFiniteLogitsError(
+        f"the logits of a sequence must have a finite largest score; found {found}. Check the model's weights and the "
         "request's banned and forced tokens, or set remove_invalid_values=True."
     )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ruprompt_fast.integration import AttentionSwitch, FrozenLayers, OutputLayer
+from ruprompt_fast.integration import (
+    AttentionCall,
+    AttentionSwitch,
+    FrozenLayers,
+    OutputLayer,
+    refuse_position_bias,
+)
 from ruprompt_fast.ops import NO_PREFIX, PackedSequences, shared_prefix_attention
 from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example
@@ -220,21 +226,13 @@ class _SharedPrefixAttending:
         self._prefix_lens = list(sequences.lens[:num_computed])
         self._deep = deep
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        refuse_position_bias(call)
+        query, key, value = call.query, call.key, call.value
         device = query.device.type
         if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32, values are not
             query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
-        deep = [keys_values[layer] for keys_values in self._deep]
+        deep = [keys_values[call.layer] for keys_values in self._deep]
         prefixes = [*self._computed(key, value), *((k.to(key.dtype), v.to(value.dtype)) for k, v in deep)]
         return shared_prefix_attention(
             query,
@@ -242,9 +240,9 @@ class _SharedPrefixAttending:
             value,
             prefixes,
             self._sequences,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
+            scaling=call.scaling,
+            sliding_window=call.sliding_window,
+            softcap=call.softcap,
         )
 
     def _computed(self, key: Tensor, value: Tensor) -> Iterator[KeysValues]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from ruprompt_fast.errors import UnsupportedModelError
-from ruprompt_fast.integration import probe
+from ruprompt_fast.integration import check_compatibility
 from ruprompt_fast.training.examples import Example
 from ruprompt_fast.training.losses import BatchLoss
 from ruprompt_fast.training.packed import PackedRunner
@@ -67,7 +67,7 @@ def make_runner(
         UnsupportedModelError: the model cannot be routed, and a prompt is deep.
     """
     try:
-        probe(model, embedding)
+        check_compatibility(model, embedding)
     except UnsupportedModelError as error:
         if any(provider is not None for provider in deep_providers):
             raise UnsupportedModelError(f"prefix tuning needs attention that can be routed: {error}") from error

@@ -11,12 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, LayerShape
-from ruprompt_fast.cache import PrefixCache, PrefixEntry, prefix_key
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.cache import HostPages, PrefixCache, PrefixEntry, prefix_key
 from ruprompt_fast.errors import PrefixEntryError, PromptLengthError, TensorArgumentError
 from ruprompt_fast.ops.kv_pages import PAGE_SIZE
+from ruprompt_fast.prompts import KVShape
 
-LAYERS = [LayerShape(2, 3, 2), LayerShape(1, 2, 4)]
+LAYERS = [KVShape(1, 2, 3, 2), KVShape(1, 1, 2, 4)]
 PAGE_BYTES = KVPool.bytes_per_page(LAYERS, torch.float32)
 FIRST_ROW_ID = 1000
 
@@ -26,7 +27,7 @@ class Served:
 
     def __init__(self, num_pages: int = 4, host_pages: int = 2) -> None:
         self.owner = PageOwner(num_pages)
-        self.pool = KVPool(LAYERS, num_pages, torch.float32, torch.device("cpu"))
+        self.pool = KVPool(LAYERS, num_pages, torch.float32)
         self.cache = PrefixCache(self.owner, self.pool, host_pages * PAGE_BYTES)
         self.computed: list[int] = []
 
@@ -44,8 +45,10 @@ class Served:
     def pages(self, content: int, length: int) -> HostPages:
         """What the pages of a prefix of that content hold."""
         generator = torch.Generator().manual_seed(content)
-        keys = [torch.randn(length, layer.num_kv_heads, layer.head_dim, generator=generator) for layer in LAYERS]
-        values = [torch.randn(length, layer.num_kv_heads, layer.value_dim, generator=generator) for layer in LAYERS]
+        keys = [torch.randn(length, layer.num_key_value_heads, layer.head_dim, generator=generator) for layer in LAYERS]
+        values = [
+            torch.randn(length, layer.num_key_value_heads, layer.value_width, generator=generator) for layer in LAYERS
+        ]
         return self.pool.pack(keys, values)
 
     def use(self, entry: PrefixEntry, content: int) -> None:

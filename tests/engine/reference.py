@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.dispatch.build import EngineOptions
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 
 ROUTED = ["gpt2", "gpt_neox", "llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "opt"]
 """The families of tiny models that run on the engine."""

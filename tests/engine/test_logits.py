@@ -10,8 +10,8 @@ from engine.reference import NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_res
 from tolerances import LOGITS_ERROR
 from torch import Tensor
 
-from ruprompt_fast.dispatch.build import EngineOptions
 from ruprompt_fast.dispatch.dispatcher import Dispatcher
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.embedding import attach_prompts
 from ruprompt_fast.requests.inputs import encode_requests
 from ruprompt_fast.requests.registry import PromptRegistry

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.dispatch.build import EngineOptions
 from ruprompt_fast.dispatch.dispatcher import Dispatcher
+from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.embedding import attach_prompts
 from ruprompt_fast.requests.inputs import encode_requests
 from ruprompt_fast.requests.registry import PromptRegistry

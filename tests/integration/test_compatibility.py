@@ -1,4 +1,4 @@
-"""The probe of a model that carries prompts already."""
+"""The compatibility check of a model that carries prompts already."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import MultiPrompt, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.integration import probe
+from ruprompt_fast.integration import check_compatibility
 
 
 def test_markers_within_the_table_are_plain_ids() -> None:
@@ -16,7 +16,7 @@ def test_markers_within_the_table_are_plain_ids() -> None:
     MultiPrompt(prompts).patch(model, tokenizer)
     embedding = model.get_input_embeddings()
     assert {slot.marker_id for slot in embedding.slots} <= set(range(80))
-    assert len(probe(model, embedding)) == 2
+    assert len(check_compatibility(model, embedding)) == 2
     markers = torch.tensor([[slot.marker_id for slot in embedding.slots]])
     with embedding.rows_for_call(embedding.weight.new_empty((0, 32))):
         assert torch.equal(embedding(markers), embedding.weight[markers])

@@ -15,7 +15,9 @@ from transformers import GenerationConfig
 
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
+from ruprompt_fast.sampling.filters import build_filters
 from ruprompt_fast.sampling.history import History
+from ruprompt_fast.sampling.processors import build_processors
 
 VOCAB = 97
 ROWS = 7
@@ -64,12 +66,12 @@ def expected_scores(config: GenerationConfig, scores: np.ndarray, input_ids: lis
 
 def actual_scores(params: SamplingParams, scores: np.ndarray, input_ids: list[int], new_ids: list[int]) -> Any:
     scores = scores.copy()
-    for process in params.processors:
+    for process in build_processors(params):
         process(scores, History(np.array(input_ids, dtype=np.int64), new_ids))
     with np.errstate(over="ignore"):
         scores /= np.float32(params.temperature)
     ids = np.arange(len(scores))
-    for keep in params.filters:
+    for keep in build_filters(params) if params.do_sample else ():
         ids = ids[keep(scores[ids])]
     kept = np.full_like(scores, -np.inf)
     kept[ids] = scores[ids]
@@ -161,7 +163,7 @@ def test_filters_of_large_vocabularies(setting: dict[str, Any], size: int, sprea
     config._eos_token_tensor = None
     processors = MODEL._get_logits_processor(config, input_ids_seq_length=1)
     expected = processors(torch.tensor([[1]]), torch.from_numpy(scores)[None].clone())[0].numpy()
-    kept = params.filters[0](scores)
+    kept = build_filters(params)[0](scores)
     wanted = np.flatnonzero(np.isfinite(expected))
     # In float32, transformers' cumulative sums over tens of thousands of tokens are off by a few of them.
     slack = 0 if size < 50257 or "top_k" in setting or "min_p" in setting else max(1, len(wanted) // 500)
@@ -173,9 +175,9 @@ def test_top_k_keeps_every_tie_of_the_last_and_top_p_the_lowest_ids() -> None:
     scores = np.zeros(3000, dtype=np.float32)
     scores[[10, 2000]] = 1.0
     sampled = {"max_new_tokens": 1, "do_sample": True}
-    assert SamplingParams(top_k=2, **sampled).filters[0](scores).tolist() == [10, 2000]
-    assert len(SamplingParams(top_k=3, **sampled).filters[0](scores)) == 3000
-    half = SamplingParams(top_p=0.5, **sampled).filters[0](scores)
+    assert build_filters(SamplingParams(top_k=2, **sampled))[0](scores).tolist() == [10, 2000]
+    assert len(build_filters(SamplingParams(top_k=3, **sampled))[0](scores)) == 3000
+    half = build_filters(SamplingParams(top_p=0.5, **sampled))[0](scores)
     assert half.tolist() == [*range(len(half) - 1), 2000]
 
 

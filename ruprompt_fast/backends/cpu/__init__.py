@@ -1,1 +1,5 @@
-"""The CPU: packed layers, paged attention, and a sampler in NumPy."""
+"""The CPU: packed layers, paged attention in C++, tokens chosen in NumPy."""
+
+from ruprompt_fast.backends.cpu.backend import CpuBackend
+
+__all__ = ["CpuBackend"]

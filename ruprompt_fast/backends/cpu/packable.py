@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.ops.int8_linear import can_quantize
 from ruprompt_fast.ops.packed_linear import can_pack
+
+if TYPE_CHECKING:
+    from ruprompt_fast.backends.base import Quantization
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,18 @@ def dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield parent, name
 
 
-def reason_to_skip(place: Place, int8: bool, is_kept: bool) -> str | None:
+def reason_to_skip(place: Place, quantization: Quantization | None, is_kept: bool) -> str | None:
     """Why a layer cannot be packed; None if it can.
 
     Args:
         place: the layer.
-        int8: whether its weight is to be rounded.
+        quantization: how its weight is to be rounded, if it is.
         is_kept: whether it is packed already, and has no plain weight.
     """
     module, weight = place.module, place.module.weight
     if type(module) is not nn.Linear and type(module) is not Conv1D:
         return f"{type(module).__name__} is a class of its own"
-    takes = can_quantize if int8 else can_pack
+    takes = can_quantize if quantization else can_pack
     if not takes(weight.dtype, weight.device) or weight.numel() == 0:
         return f"nothing packs {weight.dtype} {list(weight.shape)} on {weight.device}"
     if module.bias is not None and (module.bias.dtype is not weight.dtype or module.bias.device != weight.device):
@@ -64,7 +68,7 @@ def reason_to_skip(place: Place, int8: bool, is_kept: bool) -> str | None:
         return None
     if weight.is_shared():
         return "other processes share its memory"
-    if int8 and not bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all()):
+    if quantization and not bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all()):
         return "its weight contains NaN or infinity"
     return None
 

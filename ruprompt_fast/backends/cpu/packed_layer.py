@@ -17,12 +17,14 @@ from ruprompt_fast.ops.packed_linear import Activation, PackedWeight, PlainWeigh
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ruprompt_fast.backends.base import Quantization
+
 LinearWeight: TypeAlias = Int8Weight | PackedWeight | PlainWeight
 
 
-def pack_weight(weight: Tensor, *, int8: bool = False) -> LinearWeight:
+def pack_weight(weight: Tensor, *, quantization: Quantization | None = None) -> LinearWeight:
     """The fastest form of a weight [out_features, in_features] on its device and in its dtype, in int8 on request."""
-    if int8 and weight.numel() and can_quantize(weight.dtype, weight.device):
+    if quantization and weight.numel() and can_quantize(weight.dtype, weight.device):
         return Int8Weight(weight)
     return PackedWeight(weight) if weight.numel() and can_pack(weight.dtype, weight.device) else PlainWeight(weight)
 
@@ -40,7 +42,7 @@ class PackedLayer(nn.Module):
         weight: [out_features, in_features], or of a ``transposed`` class [in_features, out_features].
         bias: [out_features], or None; it is kept as it is.
         activation: what is applied to the output, in the same pass.
-        int8: whether the weight is rounded to int8, with one scale per output channel.
+        quantization: ``"int8"`` rounds the weight to int8, with one scale per output channel.
         tied: whether the weight is another module's parameter too, which is then what the attribute ``weight`` gives.
     """
 
@@ -53,13 +55,13 @@ class PackedLayer(nn.Module):
         bias: nn.Parameter | None = None,
         *,
         activation: Activation | None = None,
-        int8: bool = False,
+        quantization: Quantization | None = None,
         tied: bool = False,
     ) -> None:
         nn.Module.__init__(self)  # not that of the layer it stands for, which would make a weight
         self.register_parameter("bias", bias)
         self.activation = activation
-        self.int8 = int8
+        self.quantization = quantization
         # In a tuple, so that it is no parameter of this module.
         self._tied = (weight,) if tied else ()
         self._lending = Lending()
@@ -70,7 +72,7 @@ class PackedLayer(nn.Module):
         layer = type(self).__new__(type(self))
         nn.Module.__init__(layer)
         layer.register_parameter("bias", self.bias)
-        layer.activation, layer.int8 = activation, self.int8
+        layer.activation, layer.quantization = activation, self.quantization
         layer._tied, layer._lending, layer._weight = self._tied, self._lending, self._weight
         layer.out_features, layer.in_features = self.out_features, self.in_features
         return layer
@@ -145,7 +147,9 @@ class PackedLayer(nn.Module):
 
     def _pack(self, weight: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self._weight = pack_weight(weight.detach().t() if self.transposed else weight.detach(), int8=self.int8)
+            self._weight = pack_weight(
+                weight.detach().t() if self.transposed else weight.detach(), quantization=self.quantization
+            )
         self.out_features, self.in_features = self._weight.shape
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -160,7 +164,7 @@ class PackedLayer(nn.Module):
             self._weight = packed.with_dtype(target.dtype)
             return self
         with torch.inference_mode(False), torch.no_grad():
-            self._weight = pack_weight(fn(packed.dense()), int8=self.int8)
+            self._weight = pack_weight(fn(packed.dense()), quantization=self.quantization)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

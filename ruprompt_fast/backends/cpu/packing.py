@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,6 +16,9 @@ from ruprompt_fast.backends.cpu.packed_layer import LinearWeight, PackedConv1D, 
 from ruprompt_fast.errors import FrozenLayerError
 from ruprompt_fast.integration.activations import OnePassActivation, fused_pairs, slow_activations
 from ruprompt_fast.ops.packed_linear import Activation
+
+if TYPE_CHECKING:
+    from ruprompt_fast.backends.base import Quantization
 
 _HOOKS = (
     "_backward_hooks",
@@ -76,11 +79,11 @@ class PackedModel:
         skipped: the names of the linear layers that are left as they were, with the reason.
     """
 
-    def __init__(self, model: PreTrainedModel, int8: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, quantization: Quantization | None = None) -> None:
         self.model = model
         self.packed: tuple[str, ...] = ()
         self.skipped: dict[str, str] = {}
-        self._int8 = int8
+        self._quantization = quantization
         self._replacements: list[_Replacement] = []
 
     @property
@@ -89,35 +92,34 @@ class PackedModel:
         return sum(layer.num_bytes for layer in self.model.modules() if isinstance(layer, PackedLayer))
 
     @property
-    def released(self) -> list[Tensor]:
+    def watched(self) -> list[Tensor]:
         """The parameters whose memory is given back; others may hold them, and write to them."""
         return [each.released.parameter for each in self._replacements if each.released is not None]
 
-    def sees_write(self) -> bool:
+    def is_outdated(self) -> bool:
         """Whether something has written to the plain form of a packed weight."""
         return any(each.sees_write() for each in self._replacements)
 
-    def unpack(self) -> PreTrainedModel:
-        """Put the model's own modules back, the same objects with the same parameters, and return the model.
+    def undo(self) -> None:
+        """Put the model's own modules back, the same objects with the same parameters.
 
-        Weights come back bit for bit, or as :meth:`~torch.nn.Module.to`, ``load_state_dict`` or writing to the packed
-        layers' ``weight`` have changed them since. After ``int8=True`` they come back as the model has been computing
-        with them, ``value * scale``: what rounding took away is gone, except where another module kept the plain
-        weight, as a tied token table does. A tied layer shares its partner's parameter again. Does nothing the second
-        time. A module that something else has replaced meanwhile stays replaced; one that something else has put a
-        module around is put back inside that.
+        Weights come back bitwise identical, or as :meth:`~torch.nn.Module.to`, ``load_state_dict`` or writing to the
+        packed layers' ``weight`` have changed them since. After ``quantization="int8"`` they come back as the model has
+        been computing with them, ``value * scale``: what rounding took away is gone, except where another module kept
+        the plain weight, as a tied token table does. A tied layer shares its partner's parameter again. Does nothing
+        the second time. A module that something else has replaced meanwhile stays replaced; one that something else has
+        put a module around is put back inside that.
         """
         replacements, self._replacements = self._replacements, []
         for each in replacements:
             _restore(each)
         _put_back(self.model, replacements)
-        return self.model
 
-    def packed_anew(self, thorough: bool = False) -> PackedModel:
+    def prepare_again(self, *, thorough: bool = False) -> PackedModel:
         """Pack the model as it is now; what still holds keeps its packed form. This object cannot be used any more.
 
         Args:
-            thorough: pack every weight anew whose plain form somebody holds.
+            thorough: pack every weight again whose plain form somebody holds.
 
         Raises:
             FrozenLayerError: something has written to a parameter whose memory is given back. The next call goes on
@@ -133,7 +135,7 @@ class PackedModel:
             else:
                 _restore(each)
         _put_back(self.model, replacements)
-        return _pack(self.model, self._int8, kept)
+        return _pack(self.model, self._quantization, kept)
 
     def _check_released(self) -> None:
         released = [each.released for each in self._replacements if each.released is not None]
@@ -157,7 +159,7 @@ class PackedModel:
         parent._modules[name] = module
 
 
-def pack_model(model: PreTrainedModel, *, int8: bool = False) -> PackedModel:
+def pack_model(model: PreTrainedModel, *, quantization: Quantization | None = None) -> PackedModel:
     """Replace every linear layer (``nn.Linear``, ``Conv1D``) of a model by a :class:`PackedLayer`, for inference.
 
     The plain weights are released: a parameter that somebody holds keeps its shape, reads as NaN and cannot be written
@@ -171,26 +173,26 @@ def pack_model(model: PreTrainedModel, *, int8: bool = False) -> PackedModel:
 
     Args:
         model: a model in evaluation mode; it is changed in place.
-        int8: keep weights as int8 with one scale per output channel, a quarter of float32's memory. Activations stay in
-            the model's dtype. A layer whose weight is not finite is left as it is.
+        quantization: ``"int8"`` keeps weights as int8 with one scale per output channel, a quarter of float32's memory.
+            Activations stay in the model's dtype. A layer whose weight is not finite is left as it is.
     """
-    return _pack(model, int8, {})
+    return _pack(model, quantization, {})
 
 
-def _pack(model: PreTrainedModel, int8: bool, kept: dict[int, PackedLayer]) -> PackedModel:
+def _pack(model: PreTrainedModel, quantization: Quantization | None, kept: dict[int, PackedLayer]) -> PackedModel:
     """Pack a model; layers whose identities are in ``kept`` have no plain weight, but these packed ones."""
-    handle = PackedModel(model, int8)
+    handle = PackedModel(model, quantization)
     try:
-        _pack_layers(handle, int8, kept)
+        _pack_layers(handle, quantization, kept)
     except BaseException:
-        handle.unpack()
+        handle.undo()
         for place in linear_places(model):
             _fill(place.module, kept)
         raise
     return handle
 
 
-def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLayer]) -> None:
+def _pack_layers(handle: PackedModel, quantization: Quantization | None, kept: dict[int, PackedLayer]) -> None:
     model = handle.model
     fusions = {
         (id(pair.parent), pair.linear): pair
@@ -199,7 +201,7 @@ def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLayer]) 
     }
     places = []
     for place in linear_places(model):
-        reason = reason_to_skip(place, int8, id(place.module) in kept)
+        reason = reason_to_skip(place, quantization, id(place.module) in kept)
         if reason is None:
             places.append(place)
         else:
@@ -213,7 +215,7 @@ def _pack_layers(handle: PackedModel, int8: bool, kept: dict[int, PackedLayer]) 
         activation = pair.activation if pair else None
         before = kept.get(id(place.module))
         if before is None:
-            layer = _packed(place.module, activation, int8, tied=id(weight) in in_use)
+            layer = _packed(place.module, activation, quantization, tied=id(weight) in in_use)
         else:
             layer = before.with_activation(activation)
         released = None
@@ -243,9 +245,11 @@ def _parameters_in_use(model: nn.Module, packed_ids: set[int]) -> set[int]:
     }
 
 
-def _packed(module: nn.Linear | Conv1D, activation: Activation | None, int8: bool, tied: bool) -> PackedLayer:
+def _packed(
+    module: nn.Linear | Conv1D, activation: Activation | None, quantization: Quantization | None, tied: bool
+) -> PackedLayer:
     kind = PackedConv1D if type(module) is Conv1D else PackedLinear
-    return kind(module.weight, module.bias, activation=activation, int8=int8, tied=tied)
+    return kind(module.weight, module.bias, activation=activation, quantization=quantization, tied=tied)
 
 
 def _put_back(model: nn.Module, replacements: Sequence[_Replacement]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ruprompt_fast.errors import PromptFileError, shown
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _TYPES: dict[str, type] = {"embedding_dim": int, "prompt_length": int, "pretrained_model_name": str, "is_safe": bool}
 _DEEP_KIND = "prefix_tuning"
-_DEEP_TYPES: dict[str, type] = {"kind": str, **dict.fromkeys(("num_layers", "num_key_value_heads", "head_dim"), int)}
+_DEEP_SIZES = ("num_layers", "num_key_value_heads", "head_dim")
+_DEEP_TYPES: dict[str, type] = {"kind": str, **dict.fromkeys(_DEEP_SIZES, int)}
 
 
 @dataclass
@@ -53,8 +54,13 @@ class PromptConfig:
             "prompt_length": self.prompt_length,
             "pretrained_model_name": self.pretrained_model_name,
             "is_safe": self.is_safe,
-            **({} if self.kv_shape is None else {"kind": _DEEP_KIND, **asdict(self.kv_shape)}),
+            **self._deep_entries(),
         }
+
+    def _deep_entries(self) -> dict[str, Any]:
+        if self.kv_shape is None:
+            return {}
+        return {"kind": _DEEP_KIND, **{name: getattr(self.kv_shape, name) for name in _DEEP_SIZES}}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> PromptConfig:
@@ -94,10 +100,9 @@ def _checked(stored: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, 
 
 def _read_kv_shape(deep: dict[str, Any]) -> KVShape:
     kind = deep.pop("kind")
-    sizes = _DEEP_TYPES.keys() - {"kind"}
-    if kind != _DEEP_KIND or deep.keys() != sizes or min(deep.values()) < 1:
+    if kind != _DEEP_KIND or deep.keys() != set(_DEEP_SIZES) or min(deep.values()) < 1:
         raise PromptFileError(
-            f"expected a config of embedding rows, or one with kind={_DEEP_KIND!r} and positive {sorted(sizes)}; found "
-            f"kind={shown(kind)} and {shown(deep)}. A newer version may have written it: update this package."
+            f"expected a config of embedding rows, or one with kind={_DEEP_KIND!r} and positive {sorted(_DEEP_SIZES)}; "
+            f"found kind={shown(kind)} and {shown(deep)}. A newer version may have written it: update this package."
         )
     return KVShape(**deep)

@@ -17,22 +17,29 @@ _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 @dataclass(frozen=True)
 class KVShape:
-    """What every layer of a decoder keeps of a token: a key and a value, each [num_key_value_heads, head_dim].
+    """What equal attention layers keep of a token: a key [num_key_value_heads, head_dim] and a value each.
 
     Attributes:
-        num_layers: attention layers.
-        num_key_value_heads: heads of keys and values, the same in every layer.
-        head_dim: width of a key and of a value, the same in every layer.
+        num_layers: how many layers.
+        num_key_value_heads: heads of keys and values.
+        head_dim: width of a key.
+        value_dim: width of a value; None where it is that of a key.
     """
 
     num_layers: int
     num_key_value_heads: int
     head_dim: int
+    value_dim: int | None = None
+
+    @property
+    def value_width(self) -> int:
+        """Width of a value."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def row_width(self) -> int:
-        """Numbers in one row of a deep prompt: the keys and values of all layers."""
-        return self.num_layers * 2 * self.num_key_value_heads * self.head_dim
+        """Numbers that a token takes in all the layers: those of one row of a deep prompt."""
+        return self.num_layers * self.num_key_value_heads * (self.head_dim + self.value_width)
 
     def split(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer, each [rows, num_key_value_heads, head_dim], as views with their graph.

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from ruprompt_fast.backends.cpu.kv_pool import HostPages, KVPool, LayerShape
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.cache import HostPages
 from ruprompt_fast.errors import SettingError, TensorArgumentError
 from ruprompt_fast.ops.kv_pages import PAGE_SIZE, write_kv
+from ruprompt_fast.prompts import KVShape
 
-CPU = torch.device("cpu")
-LAYERS = [LayerShape(2, 4, 6), LayerShape(1, 8, 8), LayerShape(3, 5, 1)]
+LAYERS = [KVShape(1, 2, 4, 6), KVShape(1, 1, 8), KVShape(1, 3, 5, 1)]
 LENGTHS = [1, 15, 16, 17, 31, 32, 33]
 
 
 def random_pool(num_pages: int = 9, dtype: torch.dtype = torch.float32, seed: int = 0) -> KVPool:
-    pool = KVPool(LAYERS, num_pages, dtype, CPU)
+    pool = KVPool(LAYERS, num_pages, dtype)
     generator = torch.Generator().manual_seed(seed)
     for pages in (*pool.keys, *pool.values):
         pages.copy_(torch.randn(pages.shape, generator=generator))
@@ -32,15 +33,15 @@ def tensors(pool: KVPool) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_page_takes_the_bytes_that_it_says(dtype: torch.dtype) -> None:
-    pool = KVPool(LAYERS, 5, dtype, CPU)
+    pool = KVPool(LAYERS, 5, dtype)
     assert sum(pages.nbytes for pages in tensors(pool)) == 5 * pool.page_bytes
     assert all(pages.dtype == dtype and len(pages) == 5 for pages in tensors(pool))
-    tokens = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) for layer in LAYERS)
+    tokens = sum(layer.num_key_value_heads * (layer.head_dim + layer.value_width) for layer in LAYERS)
     assert pool.page_bytes == PAGE_SIZE * tokens * dtype.itemsize
 
 
 def test_slots_that_were_never_written_hold_zeros() -> None:
-    assert not any(bool(pages.any()) for pages in tensors(KVPool(LAYERS, 3, torch.bfloat16, CPU)))
+    assert not any(bool(pages.any()) for pages in tensors(KVPool(LAYERS, 3, torch.bfloat16)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident size from /proc")
@@ -49,27 +50,17 @@ def test_a_page_takes_memory_when_it_is_written() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     before = resident_bytes()
-    pool = KVPool([LayerShape(16, 64, 64)] * 8, 512, torch.float32, CPU)
+    pool = KVPool([KVShape(8, 16, 64)], 512, torch.float32)
     assert 512 * pool.page_bytes == 512 << 20
     pool.copy_pages(np.array([[0, 511]]))
     assert resident_bytes() - before < 64 << 20
 
 
-@pytest.mark.parametrize("budget_pages", [1, 2, 7])
-@pytest.mark.parametrize("rest", [0, 1])
-def test_pages_for_a_budget(budget_pages: int, rest: int) -> None:
-    page_bytes = KVPool.bytes_per_page(LAYERS, torch.float32)
-    assert KVPool.pages_for_budget(LAYERS, torch.float32, budget_pages * page_bytes + rest) == budget_pages
-
-
 def test_sizes_that_cannot_work_are_refused() -> None:
-    page_bytes = KVPool.bytes_per_page(LAYERS, torch.float32)
-    with pytest.raises(SettingError, match=f"budget of {page_bytes - 1} bytes .* takes {page_bytes} bytes"):
-        KVPool.pages_for_budget(LAYERS, torch.float32, page_bytes - 1)
     with pytest.raises(SettingError, match="at least one attention layer"):
-        KVPool([], 1, torch.float32, CPU)
+        KVPool([], 1, torch.float32)
     with pytest.raises(SettingError, match="num_pages=0"):
-        KVPool(LAYERS, 0, torch.float32, CPU)
+        KVPool(LAYERS, 0, torch.float32)
 
 
 @pytest.mark.parametrize("copies", [[], [[0, 1]], [[3, 4], [4, 5], [2, 4]]])
@@ -101,9 +92,11 @@ def test_pages_come_back_to_other_places(pages: list[int], dtype: torch.dtype) -
 @pytest.mark.parametrize("length", LENGTHS)
 def test_packed_pages_are_those_that_the_model_would_write(length: int) -> None:
     generator = torch.Generator().manual_seed(length)
-    keys = [torch.randn(length, layer.num_kv_heads, layer.head_dim, generator=generator) for layer in LAYERS]
-    values = [torch.randn(length, layer.num_kv_heads, layer.value_dim, generator=generator) for layer in LAYERS]
-    pool, expected = KVPool(LAYERS, 4, torch.float32, CPU), KVPool(LAYERS, 4, torch.float32, CPU)
+    keys = [torch.randn(length, layer.num_key_value_heads, layer.head_dim, generator=generator) for layer in LAYERS]
+    values = [
+        torch.randn(length, layer.num_key_value_heads, layer.value_width, generator=generator) for layer in LAYERS
+    ]
+    pool, expected = KVPool(LAYERS, 4, torch.float32), KVPool(LAYERS, 4, torch.float32)
     pages = np.array([2, 0, 3])[: -(-length // PAGE_SIZE)]
     pool.write_pages(pages, pool.pack(keys, values))
     slots = torch.from_numpy((pages[:, None] * PAGE_SIZE + np.arange(PAGE_SIZE)).reshape(-1)[:length])

@@ -59,14 +59,14 @@ def test_logits_and_the_way_back(family: str, dtype: torch.dtype) -> None:
     assert relative_error(logits_of(model), before) <= LOGITS_ERROR[dtype]
     assert_same_state(model.state_dict(), state)
 
-    assert handle.unpack() is model
+    handle.undo()
     assert dict(model.named_modules()) == modules
     after = dict(model.named_parameters(remove_duplicate=False))
     assert after.keys() == parameters.keys()
     assert all(after[name] is parameters[name] for name in after)
     assert_same_state(model.state_dict(), state)
     assert torch.equal(logits_of(model), before)
-    handle.unpack()
+    handle.undo()
     assert dict(model.named_modules()) == modules
 
 
@@ -120,7 +120,7 @@ def test_gelu_that_cannot_be_fused_takes_one_pass() -> None:
     handle = pack_model(model)
     assert model.transformer.h[0].mlp.act is not act
     assert relative_error(logits_of(model), before) <= LOGITS_ERROR[torch.float32]
-    handle.unpack()
+    handle.undo()
     assert model.transformer.h[0].mlp.act is act
 
 
@@ -170,7 +170,8 @@ def test_load_state_dict_packs_anew(family: str) -> None:
     handle = pack_model(model)
     assert not any(model.load_state_dict(other.state_dict()))
     assert relative_error(logits_of(model), logits_of(other)) <= LOGITS_ERROR[torch.float32]
-    assert_same_state(handle.unpack().state_dict(), other.state_dict())
+    handle.undo()
+    assert_same_state(handle.model.state_dict(), other.state_dict())
 
 
 def test_load_state_dict_reports_what_does_not_fit() -> None:
@@ -191,7 +192,8 @@ def test_conversion_packs_anew(family: str) -> None:
     assert model.lm_head.weight.dtype is torch.bfloat16
     model.float().double()
     assert relative_error(logits_of(model), logits_of(expected)) <= 1e-12
-    assert_same_state(handle.unpack().state_dict(), expected.state_dict())
+    handle.undo()
+    assert_same_state(handle.model.state_dict(), expected.state_dict())
 
 
 def test_conversion_to_what_it_is_already_keeps_the_packed_weights() -> None:
@@ -237,7 +239,7 @@ def test_prompts_attach_to_a_packed_model() -> None:
         handle = pack_model(model)
         assert relative_error(logits_of(model), before) <= LOGITS_ERROR[torch.float32]
         detach_prompts(model)
-        handle.unpack()
+        handle.undo()
         assert torch.equal(logits_of(model), before)
 
 
@@ -245,7 +247,7 @@ def test_packing_inside_inference_mode() -> None:
     model = tiny_model("gpt2")
     with torch.inference_mode():
         handle = pack_model(model)
-        handle.unpack()
+        handle.undo()
     model(torch.tensor([[3, 4]])).logits.sum().backward()
     assert model.transformer.h[0].mlp.c_fc.weight.grad is not None
 
@@ -281,7 +283,7 @@ def rounded_to_int8(model: PreTrainedModel) -> PreTrainedModel:
 def test_int8_computes_with_the_rounded_weights(family: str) -> None:
     model, rounded = tiny_model(family), rounded_to_int8(tiny_model(family))
     before, table = logits_of(model), model.get_input_embeddings().weight.clone()
-    handle = pack_model(model, int8=True)
+    handle = pack_model(model, quantization="int8")
     assert not handle.skipped
     assert handle.num_bytes < 0.4 * 4 * sum(model.get_submodule(name).weight.numel() for name in handle.packed)
     logits = logits_of(model)
@@ -289,7 +291,7 @@ def test_int8_computes_with_the_rounded_weights(family: str) -> None:
     assert 0 < relative_error(logits, before) < 0.05
     assert torch.equal(model.get_input_embeddings().weight, table)
 
-    handle.unpack()
+    handle.undo()
     tied = model.config.tie_word_embeddings
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     for name in set(handle.packed) - ({"lm_head"} if tied else set()):
@@ -298,7 +300,7 @@ def test_int8_computes_with_the_rounded_weights(family: str) -> None:
 
 def test_int8_weights_keep_their_values_in_another_dtype() -> None:
     model = tiny_model("llama")
-    pack_model(model, int8=True)
+    pack_model(model, quantization="int8")
     values, scales = model.lm_head._weight.quantized()
     model.to(torch.bfloat16)
     assert model.lm_head._weight.dtype is torch.bfloat16
@@ -312,13 +314,13 @@ def test_int8_leaves_layers_that_are_not_finite() -> None:
     model = tiny_model("gpt2")
     with torch.no_grad():
         model.transformer.h[0].attn.c_attn.weight[2, 3] = float("nan")
-    handle = pack_model(model, int8=True)
+    handle = pack_model(model, quantization="int8")
     assert handle.skipped == {"transformer.h.0.attn.c_attn": "its weight contains NaN or infinity"}
 
 
 def test_int8_saves_and_loads(tmp_path: Path) -> None:
     model, rounded = tiny_model("llama"), rounded_to_int8(tiny_model("llama"))
-    pack_model(model, int8=True)
+    pack_model(model, quantization="int8")
     model.save_pretrained(tmp_path)
     assert_same_state(type(model).from_pretrained(tmp_path).state_dict(), rounded.state_dict())
     model.load_state_dict(tiny_model("llama", seed=1).state_dict())

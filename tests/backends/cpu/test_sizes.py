@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ruprompt_fast.engine.runner import padded_len
+from ruprompt_fast.backends.cpu.runner import padded_len
 
 
 def test_few_sizes_none_too_large() -> None:

@@ -1,0 +1,156 @@
+"""What the engine asks of a device: a small seam, with everything that knows the device behind it.
+
+The scheduler plans in pages and slots, the engine keeps requests and prefixes, and neither names a device. A
+:class:`Backend` says how keys and values lie in memory, prepares a model's layers, and makes the :class:`Runner` that
+computes the model's steps. To add a device, write the two and name them in :func:`ruprompt_fast.backends.backend_for`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ruprompt_fast.cache import PagePool
+from ruprompt_fast.sampling.rows import Chosen, SamplingRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+    from ruprompt_fast.prompts import KVShape
+
+Quantization: TypeAlias = Literal["int8"]
+"""How the frozen matrices of a model may be quantized: ``"int8"`` keeps weights as 8-bit integers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBatch:
+    """The tokens of one step on the host, those of one sequence after those of another.
+
+    Made by :class:`~ruprompt_fast.engine.batch.BatchBuilder`. The arrays are views of the scheduler's plan where they
+    can be, which its next step overwrites: a runner that reads them later than that has to copy them.
+
+    Attributes:
+        input_ids: int64 [num_tokens]; rows of prompts have ids from the embedding's ``first_prompt_id`` on.
+        position_ids: int64 [num_tokens], of each token in its own sequence.
+        rows: [num_rows, width], the prompt rows that ``input_ids`` name, where the model is.
+        query_starts: int32 [num_sequences + 1]; where each sequence's tokens begin.
+        context_lens: int32 [num_sequences]; each sequence's tokens in the cache, this step's included.
+        block_tables: int32 [num_sequences, blocks]; each sequence's pages in order.
+        write_slots: int64 [num_tokens]; where the tokens' keys and values go.
+        logits_at: int64 [num_logits], the tokens whose logits are wanted.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+    rows: Tensor
+    query_starts: npt.NDArray[np.int32]
+    context_lens: npt.NDArray[np.int32]
+    block_tables: npt.NDArray[np.int32]
+    write_slots: npt.NDArray[np.int64]
+    logits_at: npt.NDArray[np.int64]
+
+
+class PreparedModel(Protocol):
+    """A model whose frozen layers compute in a form of the backend's."""
+
+    @property
+    def watched(self) -> Sequence[Tensor]:
+        """Tensors that are not the model's any more, but that others may hold and write to."""
+        ...
+
+    def is_outdated(self) -> bool:
+        """Whether a weight of the model was written to since it was prepared."""
+        ...
+
+    def prepare_again(self, *, thorough: bool) -> PreparedModel:
+        """Prepare the model as it is now, keeping what still holds; this object cannot be used any more.
+
+        Args:
+            thorough: keep nothing that nobody can tell to be unchanged.
+
+        Raises:
+            FrozenLayerError: something has written to a weight whose memory was given back.
+        """
+        ...
+
+    def undo(self) -> None:
+        """Give the model its own layers back. Does nothing the second time."""
+
+
+class Runner(Protocol):
+    """Computes the steps of one model."""
+
+    @property
+    def pages(self) -> PagePool:
+        """The keys and values, one layer for each of the model's."""
+        ...
+
+    def forward(self, batch: StepBatch, /) -> Tensor:
+        """Write the step's keys and values, and return the logits [num_logits, vocabulary] that are wanted.
+
+        The logits may still be on their way when this returns.
+        """
+        ...
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow | None], /) -> list[Chosen | None]:
+        """Choose tokens for the whole step.
+
+        Args:
+            logits: of :meth:`forward`.
+            rows: what is wanted for each row of the logits; None for what a request reads by itself.
+
+        Returns:
+            For every row what was chosen, or why nothing could be: the other rows are not to blame.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """One kind of device, computing in one dtype. Holds nothing of a model."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page of keys and values."""
+        ...
+
+    def page_bytes(self, shapes: Sequence[KVShape], /) -> int:
+        """Bytes of one page in all layers.
+
+        Raises:
+            SettingError: there are no layers.
+        """
+        ...
+
+    def available_bytes(self) -> int:
+        """Memory for keys and values that could be had now."""
+        ...
+
+    def prepare(self, model: PreTrainedModel, quantization: Quantization | None, /) -> PreparedModel:
+        """Have the model's frozen layers compute in the fastest form; they are changed in place."""
+        ...
+
+    def runner(
+        self,
+        model: PreTrainedModel,
+        embedding: SplicedEmbedding,
+        shapes: Sequence[KVShape],
+        num_pages: int,
+        banned_ids: Sequence[int],
+        /,
+    ) -> Runner:
+        """What computes the model's steps, with pages of its own.
+
+        Args:
+            model: a decoder that passed :func:`~ruprompt_fast.integration.check_compatibility`.
+            embedding: its input embedding.
+            shapes: what its layers keep of a token.
+            num_pages: pages of every layer.
+            banned_ids: token ids that are never generated.
+        """
+        ...

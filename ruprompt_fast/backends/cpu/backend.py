@@ -1,0 +1,56 @@
+"""The CPU as the engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.backends.cpu.memory import available_bytes
+from ruprompt_fast.backends.cpu.packing import PackedModel, pack_model
+from ruprompt_fast.backends.cpu.runner import CpuRunner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ruprompt_fast.backends.base import Quantization
+    from ruprompt_fast.embedding import SplicedEmbedding
+    from ruprompt_fast.prompts import KVShape
+
+
+class CpuBackend:
+    """A :class:`~ruprompt_fast.backends.Backend`: prepacked layers, paged attention in C++, a sampler in NumPy.
+
+    Args:
+        dtype: of the models that it runs.
+    """
+
+    page_size = KVPool.page_size
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def page_bytes(self, shapes: Sequence[KVShape]) -> int:
+        """Bytes of one page in all layers."""
+        return KVPool.bytes_per_page(shapes, self._dtype)
+
+    def available_bytes(self) -> int:
+        """Memory that can be had without swapping, within a container's limit."""
+        return available_bytes()
+
+    def prepare(self, model: PreTrainedModel, quantization: Quantization | None) -> PackedModel:
+        """Prepack the model's frozen linear layers."""
+        return pack_model(model, quantization=quantization)
+
+    def runner(
+        self,
+        model: PreTrainedModel,
+        embedding: SplicedEmbedding,
+        shapes: Sequence[KVShape],
+        num_pages: int,
+        banned_ids: Sequence[int],
+    ) -> CpuRunner:
+        """What computes the model's steps."""
+        return CpuRunner(model, embedding, KVPool(shapes, num_pages, self._dtype), banned_ids)
