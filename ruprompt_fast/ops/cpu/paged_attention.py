@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,9 +14,11 @@ from ruprompt_fast.ops._checks import DTYPE_NAMES
 from ruprompt_fast.ops.cpu.kv_pages import check_pages
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from ruprompt_fast.ops.paged_attention import AttentionPlan
 
-Indices: TypeAlias = npt.NDArray[np.int32]
+Indices: TypeAlias = "npt.NDArray[np.int32]"
 
 
 class AttentionTables:
