@@ -78,10 +78,6 @@ class AlreadyAttachedError(RupromptError, UserWarning):
     """A prompt was attached twice where only one attachment is possible."""
 
 
-class PatchedModelError(RupromptError, TypeError):
-    """A model was to be changed in a way that prompts attached to it rule out (``TypeError``, as in transformers)."""
-
-
 class DuplicatePromptError(RupromptError, UserWarning):
     """A prompt was added under a name that is already in use."""
 
@@ -107,11 +103,7 @@ class FieldTypeError(RupromptError, TypeError):
 
 
 class MarkerInFieldError(RupromptError, ValueError):
-    """A field's text contains a prompt marker, which the text form cannot tell from the template's own."""
-
-
-class ControlTextError(MarkerInFieldError):
-    """A field's text contains a special token's text, which the text form cannot tell from the token."""
+    """A field's text contains a prompt marker or a special token's text, which the text form cannot tell from its own."""
 
 
 class TextFormError(RupromptError, ValueError):
@@ -146,10 +138,6 @@ class TokenIdError(RupromptError, IndexError):
     """An id lies outside both the token table and the prompt table."""
 
 
-class PrefixEntryError(RupromptError, KeyError):
-    """A prefix is not in the cache: it was given back more often than taken, or never taken."""
-
-
 class TensorArgumentError(RupromptError, ValueError):
     """A tensor given to an operator has a dtype, shape or device that the operator does not take."""
 
@@ -178,12 +166,8 @@ class HubError(RupromptError, OSError):
     """A repository of the Hugging Face Hub could not be read or written."""
 
 
-class EmptyBatchError(RupromptError, ValueError):
-    """A call was given no inputs."""
-
-
 class EmptyInputError(RupromptError, ValueError):
-    """A request has nothing to read: no text, no prompt, and no beginning-of-text token to start from."""
+    """A call has no inputs, or a request nothing to read: no text, no prompt, and no beginning-of-text token."""
 
 
 class BatchMismatchError(RupromptError, ValueError):
@@ -223,7 +207,7 @@ class ModelChangedError(RupromptError, RuntimeError):
 
 
 class UnsupportedModelError(RupromptError, TypeError):
-    """A model or tokenizer lacks something that this package needs."""
+    """A model or tokenizer lacks something that this package needs, or attached prompts rule a change of it out."""
 
 
 class AttentionError(RupromptError, RuntimeError):
@@ -234,20 +218,12 @@ class EngineStepError(RupromptError, RuntimeError):
     """A step of the engine failed; the requests in it are lost, the engine goes on. The cause is chained."""
 
 
-class ForkedProcessError(RupromptError, RuntimeError):
-    """A model is used in a process that was forked from the one that loaded it; start such processes with spawn."""
-
-
-class ReentrantCallError(RupromptError, RuntimeError):
-    """A model is called from inside one of its own steps, where the call would wait for itself."""
-
-
 class IntegrityError(RupromptError, RuntimeError):
-    """The engine's parts disagree about what they hold; an error of this package."""
+    """The engine's parts disagree about what they hold, or a prefix is given back twice; an error of this package."""
 
 
-class FrozenLayerError(RupromptError, RuntimeError):
-    """A gradient was asked of a layer that is packed for inference, or something wrote to its weight in vain."""
+class DeadlockError(RupromptError, RuntimeError):
+    """A call would wait forever: it is made inside one of the model's own steps, or in a fork of its process."""
 
 
 class TaskError(RupromptError, ValueError):
@@ -271,7 +247,7 @@ class ConfigError(RupromptError, ValueError):
 
 
 class FrozenWeightsError(RupromptError, RuntimeError):
-    """A weight of the frozen model received a gradient, or was set to train."""
+    """A weight of the frozen model received a gradient, was set to train, or was written to in vain."""
 
 
 class DivergenceError(RupromptError, ArithmeticError):

@@ -172,7 +172,7 @@ class FastPromptModel(ServedModel):
             ``name/k``, and ``logprobs`` are always there. :class:`~ruprompt_fast.PromptEnsemble` says what counts.
 
         Raises:
-            EmptyBatchError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
+            EmptyInputError, BatchMismatchError, UnknownArgumentError: the call's arguments are wrong.
             UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError, EmptyInputError,
                 ContextLengthError, CapacityError, TokenIdError: a request is wrong. Nothing is generated for the others
                 then.
@@ -293,8 +293,8 @@ class FastPromptModel(ServedModel):
             prompt: as in :meth:`generate`.
 
         Raises:
-            EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
-                EmptyInputError, ContextLengthError, TokenIdError: see :meth:`generate`.
+            EmptyInputError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
+                ContextLengthError, TokenIdError: see :meth:`generate`.
         """
         requests = self._calls.requests(inputs, prompt)
         return [max(len(one.input_ids) for one in group) for _, group in groupby(requests, lambda one: one.index)]

@@ -75,7 +75,7 @@ class PreparedModel(Protocol):
             thorough: keep nothing that nobody can tell to be unchanged.
 
         Raises:
-            FrozenLayerError: something has written to a weight whose memory was given back.
+            FrozenWeightsError: something has written to a weight whose memory was given back.
         """
         ...
 

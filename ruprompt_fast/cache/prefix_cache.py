@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ruprompt_fast.cache.pages import HostPages, PageIndices, PagePool, num_pages_of
-from ruprompt_fast.errors import PrefixEntryError, PromptLengthError
+from ruprompt_fast.errors import IntegrityError, PromptLengthError
 
 
 class PrefixPages(Protocol):
@@ -151,7 +151,7 @@ class PrefixCache:
         """Hold an entry once more, for a request of a prompt that holds it.
 
         Raises:
-            PrefixEntryError: nobody holds it any more.
+            IntegrityError: nobody holds it any more.
         """
         self._check(entry)
         entry.references += 1
@@ -161,7 +161,7 @@ class PrefixCache:
         """Give an entry back; with the last holder it leaves the scheduler and the host memory.
 
         Raises:
-            PrefixEntryError: nobody holds it any more.
+            IntegrityError: nobody holds it any more.
         """
         self._check(entry)
         entry.references -= 1
@@ -175,7 +175,7 @@ class PrefixCache:
         """Have the prefix computed, or loaded, before a request asks for it.
 
         Raises:
-            PrefixEntryError: nobody holds it any more.
+            IntegrityError: nobody holds it any more.
         """
         self._check(entry)
         self._scheduler.warm_prefix(entry.prefix_id)
@@ -184,11 +184,11 @@ class PrefixCache:
         """The entry of that id.
 
         Raises:
-            PrefixEntryError: there is none.
+            IntegrityError: there is none.
         """
         entry = self._by_id.get(prefix_id)
         if entry is None:
-            raise PrefixEntryError(f"prefix {prefix_id} is not in the cache; it was released by all that held it.")
+            raise IntegrityError(f"prefix {prefix_id} is not in the cache; it was released by all that held it.")
         return entry
 
     def exchange(self, evicted: Iterable[tuple[int, PageIndices]], loaded: Iterable[int]) -> None:
@@ -202,7 +202,7 @@ class PrefixCache:
             loaded: ids of prefixes that are to be filled from their host copies.
 
         Raises:
-            PrefixEntryError: one of them is not in the cache, or has no copy to load.
+            IntegrityError: one of them is not in the cache, or has no copy to load.
         """
         for prefix_id, pages in evicted:
             self._save(self.entry(prefix_id), pages)
@@ -250,9 +250,7 @@ class PrefixCache:
 
     def _check(self, entry: PrefixEntry) -> None:
         if self._by_id.get(entry.prefix_id) is not entry:
-            raise PrefixEntryError(
-                f"prefix {entry.prefix_id} is not in the cache; it was released by all that held it."
-            )
+            raise IntegrityError(f"prefix {entry.prefix_id} is not in the cache; it was released by all that held it.")
 
     def _save(self, entry: PrefixEntry, pages: PageIndices) -> None:
         self._evictions += 1
@@ -270,7 +268,7 @@ class PrefixCache:
 
     def _load(self, entry: PrefixEntry) -> None:
         if entry.host_pages is None:
-            raise PrefixEntryError(f"prefix {entry.prefix_id} has no copy in host memory; it has to be computed.")
+            raise IntegrityError(f"prefix {entry.prefix_id} has no copy in host memory; it has to be computed.")
         self._pool.write_pages(self._scheduler.pages_of_prefix(entry.prefix_id), entry.host_pages)
         self._loads += 1
         if not entry.pinned:

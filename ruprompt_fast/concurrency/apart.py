@@ -39,8 +39,7 @@ class Apart(Generic[T]):
 
         Raises:
             EngineStepError: the system gives no thread.
-            ForkedProcessError: it is read in a fork of the process that it was made in.
-            ReentrantCallError: it is read on a thread of ours.
+            DeadlockError: it is read on a thread of ours, or in a fork of the process that it was made in.
         """
         try:
             check_caller(self._process)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
-from ruprompt_fast.errors import EngineStepError, ForkedProcessError, ReentrantCallError
+from ruprompt_fast.errors import DeadlockError, EngineStepError
 
 
 class _Program:
@@ -112,16 +112,15 @@ def check_caller(process: int) -> None:
         process: the number of the process that loaded the model.
 
     Raises:
-        ReentrantCallError: the caller is one of our threads, in the midst of a step.
-        ForkedProcessError: this process is a fork of that one.
+        DeadlockError: the caller is one of our threads, in the midst of a step, or this process is a fork of that one.
     """
     if os.getpid() != process:
-        raise ForkedProcessError(
+        raise DeadlockError(
             f"the model was loaded in process {process}, of which process {os.getpid()} is a fork, without threads. "
             "Load a model there, or start such processes with multiprocessing.get_context('spawn')."
         )
     if threading.get_ident() in _PROGRAM.own:
-        raise ReentrantCallError(
+        raise DeadlockError(
             "the model was called from inside one of its own steps, by a hook of the model or by a finalizer that the "
             "garbage collector ran there. Make the call outside, on a thread of the program's own."
         )

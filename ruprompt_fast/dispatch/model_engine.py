@@ -217,7 +217,7 @@ def build_engine(
     Raises:
         UnsupportedModelError: the model cannot run on the engine; the message says why. It has its own layers then.
         SettingError: the memory does not hold one page for every layer.
-        FrozenLayerError: something has written to a weight whose memory was given back.
+        FrozenWeightsError: something has written to a weight whose memory was given back.
     """
     try:
         backend = backend_for(embedding.weight.device, embedding.weight.dtype)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ruprompt_fast.embedding.layer import Attachment, PromptSlot, SplicedEmbedding
 from ruprompt_fast.embedding.saving import hide_from_save
-from ruprompt_fast.errors import PatchedModelError
+from ruprompt_fast.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,9 +82,9 @@ def _refuse_resize(*args: Any, **kwargs: Any) -> None:
     """What a model with prompts has for a ``resize_token_embeddings``: its rows' ids begin where its table ends.
 
     Raises:
-        PatchedModelError: always.
+        UnsupportedModelError: always.
     """
-    raise PatchedModelError(
+    raise UnsupportedModelError(
         "resize_token_embeddings cannot change a model while prompts are attached: the ids of their rows follow the "
         "token table. Call detach() of the Prompt, MultiPrompt or FastPromptModel that holds it, resize the model, and "
         "attach again."

@@ -114,8 +114,7 @@ class StepLoop:
         An interrupt while the caller waits does not stop it.
 
         Raises:
-            ForkedProcessError: this process is a fork of the one that made the model.
-            ReentrantCallError: the caller is on this thread, or on another of ours.
+            DeadlockError: the caller is on this thread or another of ours, or in a fork of the process that made it.
         """
         return cast(T, self._answer(_Order(work, None)))
 
@@ -123,7 +122,7 @@ class StepLoop:
         """Return as soon as ``done()``, which a step makes true; it is called on the thread, after every step.
 
         Raises:
-            ForkedProcessError, ReentrantCallError: as for :meth:`call`.
+            DeadlockError: as for :meth:`call`.
         """
         self._answer(_Order(None, done))
 
@@ -131,7 +130,7 @@ class StepLoop:
         """Refuse a caller whom the thread cannot answer.
 
         Raises:
-            ForkedProcessError, ReentrantCallError: as for :meth:`call`.
+            DeadlockError: as for :meth:`call`.
         """
         check_caller(self._process)
 

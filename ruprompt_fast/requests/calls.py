@@ -54,8 +54,8 @@ class CallReader:
         """The encoded requests, in the order of the inputs: one for each, or one for each member of an ensemble.
 
         Raises:
-            EmptyBatchError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
-                EmptyInputError, ContextLengthError, TokenIdError: one is wrong.
+            EmptyInputError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
+                ContextLengthError, TokenIdError: one is wrong.
             EngineStepError: the program ends.
         """
         check_program()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ruprompt_fast.errors import (
     BatchMismatchError,
-    EmptyBatchError,
     EmptyInputError,
     FieldTypeError,
     UnknownPromptError,
@@ -81,7 +80,7 @@ def as_batch(inputs: Any) -> list[Input]:
     """A list of inputs, from one or from many.
 
     Raises:
-        EmptyBatchError: there are none.
+        EmptyInputError: there are none.
         FieldTypeError: an input is neither a string nor a dict of fields.
     """
     if isinstance(inputs, (str, Mapping)):
@@ -98,7 +97,7 @@ def as_batch(inputs: Any) -> list[Input]:
             raise FieldTypeError(f"input {index} must be a string or a dict of fields; found {type(item).__name__}.")
         batch.append(item)
     if not batch:
-        raise EmptyBatchError("the batch is empty; give at least one input.")
+        raise EmptyInputError("the batch is empty; give at least one input.")
     return batch
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ruprompt_fast.errors import BatchMismatchError, EmptyBatchError, MissingDependencyError, TrainingDataError
+from ruprompt_fast.errors import BatchMismatchError, EmptyInputError, MissingDependencyError, TrainingDataError
 
 _ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
 _WORD = re.compile(r"\w+")
@@ -27,7 +27,7 @@ def text_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]
         pairs of words and longest common subsequences (Lin 2004, by rouge-score), case ignored, nothing stemmed.
 
     Raises:
-        EmptyBatchError, BatchMismatchError: no texts, or another number of them than of references.
+        EmptyInputError, BatchMismatchError: no texts, or another number of them than of references.
         TrainingDataError: a text has no reference.
         MissingDependencyError: sacrebleu or rouge-score is not installed.
     """
@@ -61,7 +61,7 @@ def accuracy(predictions: Sequence[str], golds: Sequence[str]) -> float:
     """The fraction of labels that are right.
 
     Raises:
-        EmptyBatchError, BatchMismatchError: no labels, or another number of them than of right ones.
+        EmptyInputError, BatchMismatchError: no labels, or another number of them than of right ones.
     """
     _check_parallel(predictions, golds)
     return _mean([prediction == gold for prediction, gold in zip(predictions, golds, strict=True)])
@@ -130,4 +130,4 @@ def _check_parallel(predictions: Sequence[Any], references: Sequence[Any]) -> No
     if len(predictions) != len(references):
         raise BatchMismatchError(f"{len(predictions)} predictions for {len(references)} references.")
     if not predictions:
-        raise EmptyBatchError("there is nothing to evaluate; give at least one prediction.")
+        raise EmptyInputError("there is nothing to evaluate; give at least one prediction.")

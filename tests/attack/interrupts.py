@@ -17,7 +17,7 @@ from engine.engine_cases import ENDLESS, INPUTS, NAMES, assert_nothing_left, ser
 from patience import HANG_SECONDS, exit_code_of
 
 from ruprompt_fast import FastPromptModel
-from ruprompt_fast.errors import ForkedProcessError
+from ruprompt_fast.errors import DeadlockError
 
 FALLBACK = {"prompt_lookup_num_tokens": 2}
 """What sends a request away from the engine."""
@@ -130,7 +130,7 @@ def fork_outcome(model: FastPromptModel) -> str:
         code = 1
         try:
             model.generate("да", max_new_tokens=2)
-        except ForkedProcessError:
+        except DeadlockError:
             code = 0
         finally:
             os._exit(code)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.cache import HostPages, PrefixCache, PrefixEntry, prefix_key
-from ruprompt_fast.errors import PrefixEntryError, PromptLengthError, TensorArgumentError
+from ruprompt_fast.errors import IntegrityError, PromptLengthError, TensorArgumentError
 from ruprompt_fast.ops.kv_pages import PAGE_SIZE
 from ruprompt_fast.prompts import KVShape
 
@@ -98,9 +98,9 @@ def test_the_last_holder_takes_everything_away(served: Served) -> None:
     assert served.cache.stats().host_entries == served.cache.stats().host_bytes == 0
     assert entry.prefix_id not in served.owner.lengths
     for refused in (served.cache.release, served.cache.hold, served.cache.warm_up):
-        with pytest.raises(PrefixEntryError, match=f"prefix {entry.prefix_id} is not in the cache"):
+        with pytest.raises(IntegrityError, match=f"prefix {entry.prefix_id} is not in the cache"):
             refused(entry)
-    with pytest.raises(PrefixEntryError):
+    with pytest.raises(IntegrityError):
         served.cache.exchange([(entry.prefix_id, [0])], [])
 
 
@@ -208,7 +208,7 @@ def test_entries_that_cannot_work_are_refused(served: Served) -> None:
         served.cache.acquire(b"a", 1, ids=[1], host_pages=served.pages(0, 1))
     with pytest.raises(TensorArgumentError, match="must be 2 pages"):
         served.cache.acquire(b"a", PAGE_SIZE + 1, host_pages=served.pages(0, PAGE_SIZE))
-    with pytest.raises(PrefixEntryError, match="no copy"):
+    with pytest.raises(IntegrityError, match="no copy"):
         served.cache.exchange([], [served.acquire(1).prefix_id])
     assert list(served.owner.lengths) == [0]
 

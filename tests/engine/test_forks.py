@@ -24,7 +24,7 @@ from tiny_models import tiny_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from ruprompt_fast import FastPromptModel
-from ruprompt_fast.errors import ForkedProcessError
+from ruprompt_fast.errors import DeadlockError
 
 LOOKUP = {"prompt_lookup_num_tokens": 2}
 
@@ -56,7 +56,7 @@ def uses_are_refused(model: FastPromptModel) -> None:
         model.detach,
     ]
     for use in uses:
-        with pytest.raises(ForkedProcessError, match="spawn"):
+        with pytest.raises(DeadlockError, match="spawn"):
             use()
     assert model.count_tokens("да", "short") == [5]  # what needs no model still works
 

@@ -265,7 +265,7 @@ def test_weights_that_were_held_before_the_model_was_served(family: str) -> None
         parameter.mul_(2)
     check_same(answers(served), before)
     parameter.data.fill_(2.0)
-    with pytest.raises(errors.FrozenLayerError, match=r"held since before"):
+    with pytest.raises(errors.FrozenWeightsError, match=r"held since before"):
         answers(served)
     check_same(answers(served), before)
 

@@ -19,7 +19,7 @@ from ruprompt_fast import FastPromptModel, GenerationOutput, Prompt
 from ruprompt_fast.errors import (
     BatchMismatchError,
     ContextLengthError,
-    EmptyBatchError,
+    EmptyInputError,
     ExtraFieldError,
     NonFiniteRowsError,
     PromptInitError,
@@ -102,7 +102,7 @@ class TestClassify:
     def test_one_input_and_none(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         (output,) = served.classify({"text": "да"}, "task", labels=LABELS)
         assert output.label in LABELS
-        with pytest.raises(EmptyBatchError):
+        with pytest.raises(EmptyInputError):
             served.classify([], "task", labels=LABELS)
 
     def test_beside_other_prompts(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:

@@ -43,7 +43,7 @@ def test_missing_and_extra_fields(served: FastPromptModel) -> None:
 
 
 def test_batch_shapes(served: FastPromptModel) -> None:
-    with pytest.raises(errors.EmptyBatchError):
+    with pytest.raises(errors.EmptyInputError):
         served.generate([])
     with pytest.raises(errors.BatchMismatchError, match="2 values for 3"):
         served.generate(["а", "б", "в"], prompt=["short", None])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.embedding import detach_prompts
-from ruprompt_fast.errors import FallbackWarning, PatchedModelError, UnsupportedModelError
+from ruprompt_fast.errors import FallbackWarning, UnsupportedModelError
 
 
 @pytest.mark.parametrize("family", ["gptj", "t5", "bloom", "llama_dynamic"])
@@ -40,7 +40,7 @@ def test_resizing_is_refused_until_the_prompts_are_detached(family: str) -> None
     prompt.patch(model, tokenizer)
     before = {name: (value.shape, value.data_ptr()) for name, value in model.state_dict().items()}
     for changed in (model, model.base_model, copy.deepcopy(model)):
-        with pytest.raises(PatchedModelError, match=r"detach\(\)"):
+        with pytest.raises(UnsupportedModelError, match=r"detach\(\)"):
             changed.resize_token_embeddings(VOCAB + 5)
     assert {name: (value.shape, value.data_ptr()) for name, value in model.state_dict().items()} == before
     assert model.config.get_text_config().vocab_size == VOCAB
@@ -75,7 +75,7 @@ def test_weights_on_disk_take_the_fallback(tmp_path: Path) -> None:
 def test_a_served_model_is_resized_after_detach() -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
-    with pytest.raises(PatchedModelError):
+    with pytest.raises(UnsupportedModelError):
         model.resize_token_embeddings(VOCAB + 5)
     (before,) = served.generate("где", max_new_tokens=3)
     served.detach().resize_token_embeddings(VOCAB + 5)

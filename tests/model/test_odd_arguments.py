@@ -46,7 +46,7 @@ INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
     "endless": (count(), errors.FieldTypeError, "input 0"),
     "list of lists": ([["да"]], errors.FieldTypeError, "input 0.*list"),
     "second is bytes": (["да", b"a"], errors.FieldTypeError, "input 1.*bytes"),
-    "no inputs": ([], errors.EmptyBatchError, "empty"),
+    "no inputs": ([], errors.EmptyInputError, "empty"),
     "half a pair": (["да", f"нет {HALF}"], errors.FieldTypeError, r"'text' of input 1 holds '\\ud83d' at character 4"),
     "half a pair in a field": ({"text": HALF}, errors.FieldTypeError, "'text' of input 0"),
     "value of another type": ({"text": 3}, errors.FieldTypeError, "'text' of input 0.*int"),

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ruprompt_fast import MultiPrompt, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.errors import ControlTextError, NotInitializedError, PromptFileError, TemplateError, TextFormError
+from ruprompt_fast.errors import MarkerInFieldError, NotInitializedError, PromptFileError, TemplateError, TextFormError
 from ruprompt_fast.prompts import Text2TextPreprocessor
 
 FAMILIES = list(BUILDERS)
@@ -301,7 +301,7 @@ class TestTemplates:
         assert [marker if i >= FIRST else i for i in ids] == tokenizer(format(text="two")).input_ids
         beside = PromptFormat("<P><end>{text} day", tokenizer=tokenizer)
         for form, text in ((format, "two "), (format, " two"), (beside, "")):
-            with pytest.raises(ControlTextError, match="whitespace"):
+            with pytest.raises(MarkerInFieldError, match="whitespace"):
                 form(text=text)
 
     def test_split_special_tokens_does_not_split_the_end_label(self) -> None:
@@ -324,10 +324,10 @@ class TestTextForm:
     def test_control_text_in_fields(self) -> None:
         tokenizer = copy.deepcopy(shared("byte_level"))
         format = with_text_form("<P>{text}", tokenizer)
-        with pytest.raises(ControlTextError, match="special token"):
+        with pytest.raises(MarkerInFieldError, match="special token"):
             format(text="one </s>")
         split = with_text_form("<P>{text}/s>", tokenizer)
-        with pytest.raises(ControlTextError, match="together with the template's own text"):
+        with pytest.raises(MarkerInFieldError, match="together with the template's own text"):
             split(text="one <")
         assert with_text_form("<P>{text}</s>", tokenizer)(text="one") == "<|P|>one</s>"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ruprompt_fast.errors import BatchMismatchError, EmptyBatchError, TrainingDataError
+from ruprompt_fast.errors import BatchMismatchError, EmptyInputError, TrainingDataError
 from ruprompt_fast.runs.metrics import UnicodeWords, accuracy, text_metrics
 
 TEXTS = st.text(alphabet="кот и дом. ", max_size=25)
@@ -93,9 +93,9 @@ def test_accuracy() -> None:
 def test_bad_input() -> None:
     with pytest.raises(BatchMismatchError, match="1 predictions for 2"):
         text_metrics(["а"], [["а"], ["б"]])
-    with pytest.raises(EmptyBatchError):
+    with pytest.raises(EmptyInputError):
         text_metrics([], [])
-    with pytest.raises(EmptyBatchError):
+    with pytest.raises(EmptyInputError):
         accuracy([], [])
     with pytest.raises(TrainingDataError, match="text 1"):
         text_metrics(["а", "б"], [["а"], []])

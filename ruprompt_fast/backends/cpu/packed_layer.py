@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.backends.cpu.lending import Lending
-from ruprompt_fast.errors import FrozenLayerError
+from ruprompt_fast.errors import FrozenWeightsError
 from ruprompt_fast.ops.int8_linear import Int8Weight, can_quantize
 from ruprompt_fast.ops.packed_linear import Activation, PackedWeight, PlainWeight, can_pack
 
@@ -81,7 +81,7 @@ class PackedLayer(nn.Module):
         """``activation(x @ weight.T + bias)`` of [..., in_features] in the weight's dtype.
 
         Raises:
-            FrozenLayerError: ``x`` wants a gradient.
+            FrozenWeightsError: ``x`` wants a gradient.
             TensorArgumentError: ``x`` has another width or dtype.
         """
         if torch.is_grad_enabled():
@@ -90,7 +90,7 @@ class PackedLayer(nn.Module):
 
     def _forward_outside_no_grad(self, x: Tensor) -> Tensor:
         if x.requires_grad:
-            raise FrozenLayerError(
+            raise FrozenWeightsError(
                 "a packed layer was given an input that wants a gradient, and has none to give. Run the model under "
                 "torch.inference_mode() or torch.no_grad(), or unpack it before training."
             )

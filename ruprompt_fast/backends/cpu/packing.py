@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ruprompt_fast.backends.cpu.lending import ReleasedWeight
 from ruprompt_fast.backends.cpu.packable import dropouts, has_hooks, linear_places, reason_to_skip
 from ruprompt_fast.backends.cpu.packed_layer import LinearWeight, PackedConv1D, PackedLayer, PackedLinear
-from ruprompt_fast.errors import FrozenLayerError
+from ruprompt_fast.errors import FrozenWeightsError
 from ruprompt_fast.integration.activations import OnePassActivation, fused_pairs, slow_activations
 from ruprompt_fast.ops.packed_linear import Activation
 
@@ -122,7 +122,7 @@ class PackedModel:
             thorough: pack every weight again whose plain form somebody holds.
 
         Raises:
-            FrozenLayerError: something has written to a parameter whose memory is given back. The next call goes on
+            FrozenWeightsError: something has written to a parameter whose memory is given back. The next call goes on
                 without what was written.
         """
         self._check_released()
@@ -143,7 +143,7 @@ class PackedModel:
         for each in written:
             each.release()
         if written:
-            raise FrozenLayerError(
+            raise FrozenWeightsError(
                 f"{len(written)} weights, the first of shape {list(written[0].parameter.shape)}, were written to "
                 "through parameters that are held since before the model was served; their numbers are packed "
                 "elsewhere, and what was written is lost. Take them from the model (layer.weight) instead, assign "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ruprompt_fast.errors import ControlTextError, MarkerInFieldError, TextFormError, shown
+from ruprompt_fast.errors import MarkerInFieldError, TextFormError, shown
 from ruprompt_fast.prompts.format.base_format import Ranges
 from ruprompt_fast.prompts.format.layout import Layout, Part, Rows, Special, Text
 from ruprompt_fast.prompts.format.special_tokens import SpecialTokens
@@ -45,7 +45,7 @@ class TextForm:
         """Fill in the fields, see :meth:`PromptFormat.__call__`.
 
         Raises:
-            MarkerInFieldError, ControlTextError: a field contains a marker, or a special token's text.
+            MarkerInFieldError: a field contains a marker, or a special token's text.
         """
         layout = self._layout
         text, spans = layout.render(item, [self._marker * count for count in layout.runs])
@@ -73,7 +73,7 @@ class TextForm:
             self._check_whitespace(text)
             return
         guilty = [name for name in self._layout.fields if self._specials.find(item[name])]
-        raise ControlTextError(
+        raise MarkerInFieldError(
             f"the text of {shown(guilty or list(self._layout.fields))} contains a special token of the tokenizer, "
             f"alone or together with the template's own text: {shown(found)}. The text form cannot tell it from the "
             "token: remove it, or use encode(), where special tokens in fields are plain text."
@@ -82,7 +82,7 @@ class TextForm:
     def _check_whitespace(self, text: str) -> None:
         found = None if self._stripped is None else self._stripped.search(text)
         if found is not None:
-            raise ControlTextError(
+            raise MarkerInFieldError(
                 f"a field of {shown(list(self._layout.fields))} is empty, or begins or ends with whitespace, beside a "
                 f"special token with which the tokenizer takes whitespace away: {shown(found.group())}. The text form "
                 "cannot keep it: remove it, or use encode(), where it is text."

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ruprompt_fast.backends.cpu.packed_layer import PackedConv1D, PackedLayer, PackedLinear
 from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
-from ruprompt_fast.errors import FrozenLayerError, TensorArgumentError
+from ruprompt_fast.errors import FrozenWeightsError, TensorArgumentError
 from ruprompt_fast.ops.int8_linear import Int8Weight
 from ruprompt_fast.ops.packed_linear import PlainWeight, can_pack
 
@@ -254,7 +254,7 @@ def test_packing_inside_inference_mode() -> None:
 
 def test_gradients_are_refused() -> None:
     layer = PackedLinear(torch.ones(3, 5), nn.Parameter(torch.ones(3)))
-    with pytest.raises(FrozenLayerError, match="unpack it before training"):
+    with pytest.raises(FrozenWeightsError, match="unpack it before training"):
         layer(torch.ones(2, 5, requires_grad=True))
     assert not layer(torch.ones(2, 5)).requires_grad
     with torch.no_grad():
