@@ -19,7 +19,7 @@ from ruprompt_fast._lazy import lazy_names
 
 if TYPE_CHECKING:
     from ruprompt_fast.prompts.ensemble import PromptEnsemble
-    from ruprompt_fast.prompts.files.config import PromptConfig
+    from ruprompt_fast.prompts.files.prompt_config import PromptConfig
     from ruprompt_fast.prompts.format.base_format import BasePromptFormat
     from ruprompt_fast.prompts.format.encoding import EncodedPrompt
     from ruprompt_fast.prompts.format.preprocessing import BasePreprocessor, Text2TextPreprocessor
@@ -78,7 +78,7 @@ _HOMES = {
     "PROMPT_TOKEN_SHORT": "format.template",
     "PrefixTuningProvider": "providers.prefix_tuning",
     "Prompt": "prompt",
-    "PromptConfig": "files.config",
+    "PromptConfig": "files.prompt_config",
     "PromptContext": "prompt_context",
     "PromptEnsemble": "ensemble",
     "PromptFormat": "format.prompt_format",

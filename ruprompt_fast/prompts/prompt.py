@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import NotInitializedError, PromptInitError
 from ruprompt_fast.prompts import patching
-from ruprompt_fast.prompts.files.config import PromptConfig
+from ruprompt_fast.prompts.files.prompt_config import PromptConfig
 from ruprompt_fast.prompts.files.prompt_folder import StoredPrompt
 from ruprompt_fast.prompts.files.storage import StoredPromptMixin
 from ruprompt_fast.prompts.format.base_format import BasePromptFormat

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ruprompt_fast.errors import PromptFileError, shown
-from ruprompt_fast.prompts.files.config import PromptConfig, is_size
+from ruprompt_fast.prompts.files.prompt_config import PromptConfig, is_size
 from ruprompt_fast.prompts.files.prompt_folder import StoredPrompt
 from ruprompt_fast.prompts.files.reading.json_object import read_json
 from ruprompt_fast.prompts.files.reading.regular_file import open_regular

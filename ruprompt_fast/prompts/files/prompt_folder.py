@@ -19,7 +19,7 @@ from torch import Tensor
 from ruprompt_fast.errors import FileWriteError, PromptFileError, TemplateError, shown
 from ruprompt_fast.file_writer import make_folder, text_writer, write_together
 from ruprompt_fast.prompts.files.base_model import BaseModel
-from ruprompt_fast.prompts.files.config import PromptConfig
+from ruprompt_fast.prompts.files.prompt_config import PromptConfig
 from ruprompt_fast.prompts.files.reading.json_object import parse_object, read_json
 from ruprompt_fast.prompts.files.reading.regular_file import open_regular
 from ruprompt_fast.prompts.files.reading.safetensors_file import safetensors_index

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ruprompt_fast.errors import NotInitializedError, PromptFolderError, UnknownArgumentError
 from ruprompt_fast.file_writer import checked_path
-from ruprompt_fast.prompts.files.config import PromptConfig
+from ruprompt_fast.prompts.files.prompt_config import PromptConfig
 from ruprompt_fast.prompts.files.prompt_folder import StoredPrompt, write_prompt
 from ruprompt_fast.prompts.files.prompt_sources import load_prompt
 
