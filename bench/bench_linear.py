@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ruprompt_fast.ops.int8_linear import Int8Weight
-from ruprompt_fast.ops.packed_linear import PackedWeight, PlainWeight
+from ruprompt_fast.ops.cpu.int8_linear import Int8Weight
+from ruprompt_fast.ops.cpu.packed_linear import PackedWeight
+from ruprompt_fast.ops.packed_linear import PlainWeight
 
 LAYERS, WIDTH, VOCABULARY, LOGIT_ROWS = 12, 768, 50264, 32
 SHAPES = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]

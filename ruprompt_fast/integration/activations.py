@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
-from ruprompt_fast.ops.packed_linear import Activation, activate
+from ruprompt_fast.ops.activation import Activation, activate
 
 
 def _class_of(name: str) -> type[nn.Module]:

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.integration.activations import slow_activations
 from ruprompt_fast.ops import frozen_linear
-from ruprompt_fast.ops.packed_linear import activate
+from ruprompt_fast.ops.activation import activate
 
 
 class FrozenLayers:

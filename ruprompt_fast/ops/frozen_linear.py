@@ -1,15 +1,13 @@
-"""A linear layer of a frozen weight that passes gradients on, multiplied by oneDNN on a CPU."""
+"""A linear layer of a frozen weight that passes gradients on."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops.packed_linear import can_pack, multiply_plain
+from ruprompt_fast.ops.cpu.frozen_linear import frozen_linear_cpu, takes_frozen_linear
 
 
 def frozen_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
@@ -42,10 +40,9 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transpo
         TensorArgumentError: weight or bias wants a gradient.
     """
     check_frozen_weight(weight, bias)
-    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or not can_pack(x.dtype, x.device):
-        return frozen_linear_reference(x, weight, bias, transposed)
-    out: Tensor = _FrozenLinear.apply(x, weight, bias, transposed)  # type: ignore[no-untyped-call]
-    return out
+    if takes_frozen_linear(x, weight):
+        return frozen_linear_cpu(x, weight, bias, transposed)
+    return frozen_linear_reference(x, weight, bias, transposed)
 
 
 def check_frozen_weight(weight: Tensor, bias: Tensor | None) -> None:
@@ -58,16 +55,3 @@ def check_frozen_weight(weight: Tensor, bias: Tensor | None) -> None:
         raise TensorArgumentError(
             "a frozen layer's weight and bias must not require gradients; use F.linear for those that train."
         )
-
-
-class _FrozenLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.transposed = transposed
-        return multiply_plain(x, weight.t() if transposed else weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        return multiply_plain(grads[0], weight if ctx.transposed else weight.t()), None, None, None

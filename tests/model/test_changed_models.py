@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast import FastPromptModel, Prompt, errors
-from ruprompt_fast.ops.packed_linear import can_pack
+from ruprompt_fast.ops.cpu.packed_linear import can_pack
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "opt", "gemma3"]
 TEXT = "мороз и солнце, день чудесный, ещё ты дремлешь"  # more than two pages, so that its pages are shared

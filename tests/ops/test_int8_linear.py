@@ -12,8 +12,9 @@ from tolerances import PRODUCT_ERROR, assert_close, relative_error
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops.int8_linear import Int8Weight, can_quantize, int8_linear_reference, quantize
-from ruprompt_fast.ops.packed_linear import Activation, activate
+from ruprompt_fast.ops.activation import Activation, activate
+from ruprompt_fast.ops.cpu.int8_linear import Int8Weight, can_quantize
+from ruprompt_fast.ops.int8_linear import int8_linear_reference, quantize
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Around the width of a panel and of the vectors, and deep enough for more than one block of inputs.

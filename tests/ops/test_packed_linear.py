@@ -11,14 +11,9 @@ from tolerances import PRODUCT_ERROR, assert_close
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops.packed_linear import (
-    Activation,
-    PackedWeight,
-    PlainWeight,
-    activate,
-    can_pack,
-    packed_linear_reference,
-)
+from ruprompt_fast.ops.activation import Activation, activate
+from ruprompt_fast.ops.cpu.packed_linear import PackedWeight, can_pack
+from ruprompt_fast.ops.packed_linear import PlainWeight, packed_linear_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 ACTIVATIONS: list[Activation | None] = [None, "gelu_tanh", "gelu", "relu", "silu"]

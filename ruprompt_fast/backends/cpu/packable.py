@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.ops.int8_linear import can_quantize
-from ruprompt_fast.ops.packed_linear import can_pack
+from ruprompt_fast.ops.cpu.int8_linear import can_quantize
+from ruprompt_fast.ops.cpu.packed_linear import can_pack
 
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import Quantization

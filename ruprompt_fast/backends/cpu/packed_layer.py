@@ -11,8 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ruprompt_fast.backends.cpu.lending import Lending
 from ruprompt_fast.errors import FrozenWeightsError
-from ruprompt_fast.ops.int8_linear import Int8Weight, can_quantize
-from ruprompt_fast.ops.packed_linear import Activation, PackedWeight, PlainWeight, can_pack
+from ruprompt_fast.ops.activation import Activation
+from ruprompt_fast.ops.cpu.int8_linear import Int8Weight, can_quantize
+from ruprompt_fast.ops.cpu.packed_linear import PackedWeight, can_pack
+from ruprompt_fast.ops.packed_linear import PlainWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self

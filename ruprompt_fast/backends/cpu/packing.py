@@ -15,7 +15,7 @@ from ruprompt_fast.backends.cpu.packable import dropouts, has_hooks, linear_plac
 from ruprompt_fast.backends.cpu.packed_layer import LinearWeight, PackedConv1D, PackedLayer, PackedLinear
 from ruprompt_fast.errors import FrozenWeightsError
 from ruprompt_fast.integration.activations import OnePassActivation, fused_pairs, slow_activations
-from ruprompt_fast.ops.packed_linear import Activation
+from ruprompt_fast.ops.activation import Activation
 
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import Quantization

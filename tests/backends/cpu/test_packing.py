@@ -20,8 +20,9 @@ from ruprompt_fast.backends.cpu.packed_layer import PackedConv1D, PackedLayer, P
 from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
 from ruprompt_fast.errors import FrozenWeightsError, TensorArgumentError
-from ruprompt_fast.ops.int8_linear import Int8Weight
-from ruprompt_fast.ops.packed_linear import PlainWeight, can_pack
+from ruprompt_fast.ops.cpu.int8_linear import Int8Weight
+from ruprompt_fast.ops.cpu.packed_linear import can_pack
+from ruprompt_fast.ops.packed_linear import PlainWeight
 
 CPU = torch.device("cpu")
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype, CPU)]
