@@ -17,6 +17,7 @@ from transformers.pipelines.text_generation import ReturnType, TextGenerationPip
 from ruprompt_fast.errors import MissingFieldError
 from ruprompt_fast.integration import check_fits, context_length
 from ruprompt_fast.prompts import Prompt
+from ruprompt_fast.prompts.ensemble import single_prompt
 from ruprompt_fast.prompts.format.texts import text_field
 from ruprompt_fast.requests.decoding import TextDecoder
 from ruprompt_fast.requests.merging import merged_config
@@ -49,7 +50,7 @@ class PromptPipeline(TextGenerationPipeline):
 
     def __init__(self, prompt: Prompt | str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**self.default_generation_parameters, **kwargs})
-        self.prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_pretrained(prompt)
+        self.prompt = single_prompt(prompt)
         self.prompt.patch(self.model, cast(Any, self.tokenizer))
         cast(Any, self.model).to(self.device)
         # One token at least, as ruPrompts gives: it knew no end of text but id 0, which it decoded like any other.

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, pipeline
 from ruprompt_fast import (
     FastPromptModel,
     Prompt,
+    PromptEnsemble,
     Text2TextGenerationWithPromptPipeline,
     TextGenerationWithPromptPipeline,
 )
-from ruprompt_fast.errors import ContextLengthError, MissingFieldError
+from ruprompt_fast.errors import ContextLengthError, MissingFieldError, PromptInitError
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 
@@ -134,3 +135,11 @@ def test_importing_the_package_registers_the_tasks(first: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["text-generation-with-prompt", "text2text-generation-with-prompt"]
+
+
+def test_an_ensemble_is_refused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    ensemble = PromptEnsemble([make_prompt("<P*3>{text}", model, tokenizer, seed) for seed in range(2)])
+    ensemble.save_pretrained(tmp_path)
+    for source in (ensemble, str(tmp_path)):
+        with pytest.raises(PromptInitError, match=r"found an ensemble of 2\. .* FastPromptModel"):
+            pipeline("text2text-generation-with-prompt", prompt=source, model=model, tokenizer=tokenizer)

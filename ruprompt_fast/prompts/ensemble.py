@@ -17,7 +17,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts.files.base_model import check_base
 from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder, member_folders, write_members
-from ruprompt_fast.prompts.files.paths import local_path
+from ruprompt_fast.prompts.files.prompt_sources import find_folder
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.prompt import Prompt
 
@@ -120,15 +120,20 @@ class PromptEnsemble:
         write_members(save_directory, self.members)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> PromptEnsemble:
-        """Load an ensemble from the folder that :meth:`save_pretrained` wrote.
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> PromptEnsemble:
+        """Load an ensemble from the folder that :meth:`save_pretrained` wrote, or from such a repository of the hub.
+
+        Args:
+            name_or_path: a folder, or ``owner/name`` of a repository on the Hugging Face Hub.
 
         Raises:
             PromptFileError: the index or a member's file is missing, malformed, or does not belong to the others.
+            HubError: the repository could not be read.
             UnsafeFileError: a member's rows are not plain dense numbers.
             NonFiniteRowsError: they contain NaN or infinity.
         """
-        members = [Prompt.from_pretrained(member) for member in member_folders(local_path(folder))]
+        folder = find_folder(name_or_path)
+        members = [Prompt.from_pretrained(member) for member in member_folders(folder)]
         try:
             return cls(members)
         except PromptMismatchError as error:
@@ -158,7 +163,23 @@ def load_prompt(source: PromptSource) -> Prompt | PromptEnsemble:
         raise PromptInitError(
             f"expected a Prompt, a PromptEnsemble, a folder or a hub id; found {type(source).__name__}."
         )
-    return PromptEnsemble.from_pretrained(source) if is_ensemble_folder(source) else Prompt.from_pretrained(source)
+    folder = find_folder(source)
+    return PromptEnsemble.from_pretrained(folder) if is_ensemble_folder(folder) else Prompt.from_pretrained(folder)
+
+
+def single_prompt(source: PromptSource) -> Prompt:
+    """A prompt, wherever it is, for what can be done with one only.
+
+    Raises:
+        PromptInitError: this is an ensemble or something else; and what :func:`load_prompt` raises.
+    """
+    prompt = load_prompt(source)
+    if not isinstance(prompt, Prompt):
+        raise PromptInitError(
+            f"expected one prompt; found an ensemble of {len(prompt)}. Take one of its members, or serve it with "
+            "FastPromptModel."
+        )
+    return prompt
 
 
 def members_of(prompt: Prompt | PromptEnsemble) -> tuple[Prompt, ...]:

@@ -10,11 +10,11 @@ from ruprompt_fast.errors import (
     AlreadyAttachedError,
     DuplicatePromptError,
     NotInitializedError,
-    PromptInitError,
     UnknownPromptError,
     shown,
 )
 from ruprompt_fast.prompts import patching
+from ruprompt_fast.prompts.ensemble import single_prompt
 from ruprompt_fast.prompts.format.patched_input import tokenize_for_patched
 from ruprompt_fast.prompts.format.prompt_format import PromptFormat
 from ruprompt_fast.prompts.format.texts import add_text
@@ -84,15 +84,12 @@ class MultiPrompt:
             DuplicatePromptError: the key is in use, or the prompt has another key here.
             TemplateError: the key cannot be part of a marker.
             PromptMismatchError: the prompt was made for another width than the patched model's.
-            PromptInitError: a model is patched, and the prompt is deep.
+            PromptInitError: this is no prompt, or a model is patched, and the prompt is deep.
             PromptFileError, HubError: the prompt could not be loaded.
         """
         if key in self.prompts:
             raise DuplicatePromptError(f"there is a prompt with the key {shown(key)} already; choose another key.")
-        if isinstance(prompt, str | os.PathLike):
-            prompt = Prompt.from_pretrained(prompt)
-        if not isinstance(prompt, Prompt):
-            raise PromptInitError(f"expected a Prompt, a folder or a hub id; found {type(prompt).__name__}.")
+        prompt = single_prompt(prompt)
         for other, known in self.prompts.items():
             if known is prompt or known.format is prompt.format:
                 raise DuplicatePromptError(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from prompts.hub_server import Hub, running_hub
 from prompts.tiny import WIDTH
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ruprompt_fast.errors import (
     DuplicatePromptError,
+    HubError,
     NotInitializedError,
     PromptFileError,
     PromptFolderError,
     PromptInitError,
     PromptMismatchError,
 )
-from ruprompt_fast.prompts import Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.prompts.ensemble import PromptEnsemble
+from ruprompt_fast.prompts import MultiPrompt, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.prompts.ensemble import PromptEnsemble, load_prompt, single_prompt
+from ruprompt_fast.prompts.files import hub as files_of_hub
 from ruprompt_fast.prompts.files.ensemble_folder import is_ensemble_folder
 
 TEMPLATE = "<P*3>{text}<P>"
@@ -160,3 +165,49 @@ class TestFolder:
         ensemble.members[0].save_pretrained(tmp_path)
         with pytest.raises(PromptFileError, match=r"ensemble\.json"):
             PromptEnsemble.from_pretrained(tmp_path)
+
+
+class TestHub:
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with running_hub() as hub:
+            here = partial(files_of_hub.download_prompt, endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+            monkeypatch.setattr(files_of_hub, "download_prompt", here)
+            yield hub
+
+    def test_an_ensemble_of_the_hub(self, ensemble: PromptEnsemble, hub: Hub, tmp_path: Path) -> None:
+        ensemble.save_pretrained(tmp_path / "saved")
+        files = {
+            path.relative_to(tmp_path / "saved").as_posix(): path.read_bytes()
+            for path in (tmp_path / "saved").rglob("*")
+            if path.is_file()
+        }
+        hub.create("someone/kinds", {**files, "members/0/huge_model.bin": b"x", "README.md": b"x"})
+        for loaded in (load_prompt("someone/kinds"), PromptEnsemble.from_pretrained("someone/kinds")):
+            assert isinstance(loaded, PromptEnsemble)
+            assert torch.equal(rows(loaded), rows(ensemble))
+        assert not [path for _, path in hub.requests if path.endswith(("huge_model.bin", "README.md"))]
+        hub.failing = True
+        assert torch.equal(rows(PromptEnsemble.from_pretrained("someone/kinds")), rows(ensemble))
+
+    def test_an_index_that_points_elsewhere(self, hub: Hub) -> None:
+        hub.create("someone/kinds", {"ensemble.json": b'{"members": ["../x"]}', "x/prompt.json": b"{}"})
+        with pytest.raises(PromptFileError, match="expected folders such as"):
+            load_prompt("someone/kinds")
+        assert not [path for _, path in hub.requests if "x/prompt.json" in path]
+
+    def test_a_member_that_is_missing(self, hub: Hub) -> None:
+        hub.create("someone/kinds", {"ensemble.json": b'{"members": ["members/0"]}'})
+        with pytest.raises(HubError, match="someone/kinds/members/0: expected prompt.json"):
+            load_prompt("someone/kinds")
+
+
+class TestOneWanted:
+    def test_an_ensemble_in_a_prompts_place(self, ensemble: PromptEnsemble, tmp_path: Path) -> None:
+        ensemble.save_pretrained(tmp_path)
+        for source in (ensemble, tmp_path, str(tmp_path)):
+            with pytest.raises(PromptInitError, match="one prompt; found an ensemble of 3"):
+                MultiPrompt({"kinds": source})
+        assert single_prompt(tmp_path / "members" / "1").is_initialized

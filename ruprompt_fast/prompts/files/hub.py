@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -28,7 +28,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ruprompt_fast.errors import HubError, shown
+from ruprompt_fast.errors import HubError, RupromptError, shown
+from ruprompt_fast.prompts.files.ensemble_folder import ENSEMBLE_FILE_NAME, member_folders
 from ruprompt_fast.prompts.files.paths import local_path
 from ruprompt_fast.prompts.files.peft_folder import PEFT_CONFIG_NAME, PEFT_SAFETENSORS_NAME, PEFT_TORCH_NAME
 from ruprompt_fast.prompts.files.prompt_folder import (
@@ -37,7 +38,7 @@ from ruprompt_fast.prompts.files.prompt_folder import (
     PROMPT_SAFETENSORS_FILE_NAME,
 )
 
-# What describes a prompt, and the files that may hold its rows, the preferred one first.
+# What describes one prompt, and the files that may hold its rows, the preferred one first.
 _FILES = {
     PROMPT_FILE_NAME: (PROMPT_SAFETENSORS_FILE_NAME, PROMPT_PROVIDER_FILE_NAME),
     PEFT_CONFIG_NAME: (PEFT_SAFETENSORS_NAME, PEFT_TORCH_NAME),
@@ -61,7 +62,7 @@ def download_prompt(
     subfolder: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Bring a prompt's files into the cache, all of one commit, and nothing else of the repository.
+    """Bring the files of a prompt or an ensemble into the cache, all of one commit, and nothing else of the repository.
 
     Args:
         repo_id: ``owner/name``.
@@ -78,27 +79,37 @@ def download_prompt(
 
     Raises:
         HubError: the repository, revision or files are not there, not allowed, or out of reach.
+        PromptFileError: an ensemble's index cannot be read.
     """
     _check_texts(repo_id=repo_id, revision=revision, endpoint=endpoint)
     cache = None if cache_dir is None else local_path(cache_dir)
     local_files_only = local_files_only or not (force_download or is_reachable(endpoint))
     source = _Source(repo_id, subfolder, token, cache, local_files_only, force_download, endpoint)
     try:
-        description = source.first(sorted(_FILES, key=lambda name: source.is_known_missing(name, revision)), revision)
-        if description is None:
-            raise HubError(
-                f"{source}: expected {' or '.join(_FILES)} at revision {revision or 'main'}; found neither. "
-                "The repository holds no prompt, or holds it in another folder: give its subfolder."
-            )
-        row_files = _FILES[description.name]
-        # The rows must be of the same commit, also if somebody pushes a new one in between.
-        if source.first(row_files, source.commit_of(description)) is None:
-            raise HubError(f"{source}: expected {' or '.join(row_files)} beside {description.name}; found neither.")
-    except HubError:
+        return _download(source, [*_FILES, ENSEMBLE_FILE_NAME], revision)
+    except RupromptError:
         raise
     except _FAILURES as error:
         raise HubError(_explain(error, repo_id, revision)) from error
-    return description.parent
+
+
+def _download(source: _Source, descriptions: Sequence[str], revision: str | None) -> Path:
+    """The folder with the first of these descriptions that is there, and the files that it describes."""
+    found = source.first(sorted(descriptions, key=lambda name: source.is_known_missing(name, revision)), revision)
+    if found is None:
+        raise HubError(
+            f"{source}: expected {' or '.join(descriptions)} at revision {revision or 'main'}; found none of them. "
+            "The repository holds no prompt, or holds it in another folder: give its subfolder."
+        )
+    folder = found.parent
+    # The other files must be of the same commit, also if somebody pushes a new one in between.
+    commit = source.commit_of(found)
+    if found.name == ENSEMBLE_FILE_NAME:
+        for member in member_folders(folder):
+            _download(source.below(member.relative_to(folder).as_posix()), list(_FILES), commit)
+    elif source.first(_FILES[found.name], commit) is None:
+        raise HubError(f"{source}: expected {' or '.join(_FILES[found.name])} beside {found.name}; found neither.")
+    return folder
 
 
 def is_reachable(endpoint: str | None = None) -> bool:
@@ -197,6 +208,10 @@ class _Source:
         if unreachable is not None:
             raise unreachable
         return None
+
+    def below(self, folder: str) -> _Source:
+        """A folder inside this one."""
+        return replace(self, subfolder=f"{self.subfolder}/{folder}" if self.subfolder else folder)
 
     def is_known_missing(self, name: str, revision: str | None) -> bool:
         """Whether the cache remembers that the revision had no such file when the hub was last asked."""

@@ -35,17 +35,7 @@ def load_prompt(
     """
     if task_id is not None and type(task_id) is not int:
         raise SettingError(f"expected task_id to be a whole number or None; found {shown(task_id)}.")
-    path = local_path(name_or_path)
-    if subfolder is not None and not isinstance(subfolder, str):
-        raise PromptFileError(f"expected subfolder to be a string; found {shown(subfolder)}.")
-    if os.path.isdir(path):
-        folder = path / subfolder if subfolder else path
-    elif is_path(name_or_path):
-        raise PromptFileError(f"{path}: expected a folder with {PROMPT_FILE_NAME}; found {_what_is_there(path)}.")
-    else:
-        from ruprompt_fast.prompts.files.hub import download_prompt
-
-        folder = download_prompt(str(name_or_path), subfolder=subfolder, **hub_arguments)
+    folder = find_folder(name_or_path, subfolder, **hub_arguments)
     if os.path.lexists(folder / PROMPT_FILE_NAME):
         if task_id not in (None, 0):
             raise PromptFileError(
@@ -57,6 +47,30 @@ def load_prompt(
     raise PromptFileError(
         f"{folder}: expected {PROMPT_FILE_NAME}, or {PEFT_CONFIG_NAME} of a PEFT adapter; found {_names_in(folder)}."
     )
+
+
+def find_folder(name_or_path: str | os.PathLike[str], subfolder: str | None = None, **hub_arguments: Any) -> Path:
+    """The folder of a prompt or an ensemble, on this machine; one of the hub is downloaded.
+
+    Args:
+        name_or_path: a folder, or ``owner/name`` of a repository.
+        subfolder: a folder inside it.
+        hub_arguments: see :func:`ruprompt_fast.prompts.files.hub.download_prompt`.
+
+    Raises:
+        PromptFileError: this is no folder and no repository's name.
+        HubError: the repository could not be read.
+    """
+    path = local_path(name_or_path)
+    if subfolder is not None and not isinstance(subfolder, str):
+        raise PromptFileError(f"expected subfolder to be a string; found {shown(subfolder)}.")
+    if os.path.isdir(path):
+        return path / subfolder if subfolder else path
+    if is_path(name_or_path):
+        raise PromptFileError(f"{path}: expected a folder with {PROMPT_FILE_NAME}; found {_what_is_there(path)}.")
+    from ruprompt_fast.prompts.files.hub import download_prompt
+
+    return download_prompt(str(name_or_path), subfolder=subfolder, **hub_arguments)
 
 
 def _what_is_there(path: Path) -> str:
