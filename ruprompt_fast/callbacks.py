@@ -15,10 +15,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ruprompt_fast.embedding import hide_from_save, note_update, provider_tensors
 from ruprompt_fast.errors import DivergenceError, FrozenWeightsError, MissingDependencyError
 from ruprompt_fast.file_writer import write_tensors
+from ruprompt_fast.precision import are_finite
 from ruprompt_fast.prompts import MultiPrompt, Prompt
 from ruprompt_fast.prompts.patching import note_base
 from ruprompt_fast.prompts.providers.freeze import freeze_for, provider_parameters, unfreeze_for
-from ruprompt_fast.training.guards import LossWatch, are_finite, check_optimizer
+from ruprompt_fast.training.guards import LossWatch, check_optimizer
 from ruprompt_fast.training.stored_state import LoadingCheck
 
 if TYPE_CHECKING:

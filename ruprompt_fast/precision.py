@@ -1,4 +1,4 @@
-"""How precise a provider's numbers are: float32 at least, whatever the dtype of the model that it stands before.
+"""The numbers of a provider: float32 at least, whatever the dtype of the model that it is for, and finite.
 
 An update of a half-precision number by a thousandth of it is lost, and half-precision networks overflow. Rows are
 converted where they are looked up.
@@ -6,7 +6,7 @@ converted where they are looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +26,14 @@ def without_autocast(device: torch.device) -> torch.autocast:
 def widen(module: nn.Module) -> None:
     """Make a provider's half-precision numbers float32; the parameters stay the same objects."""
     module._apply(lambda tensor: _widened(tensor, tensor))
+
+
+def are_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no tensor holds NaN or infinity."""
+    # The extremes are NaN if any number is, and take no memory, unlike isfinite() of all; one number leaves the device.
+    found = [tensor.detach() for tensor in tensors if tensor is not None and tensor.numel()]
+    extremes = [torch.stack(torch.aminmax(tensor)).double() for tensor in found]
+    return not extremes or bool(torch.cat(extremes).isfinite().all())
 
 
 class PreciseModules(nn.ModuleList):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import FrozenWeightsError, SettingError
+from ruprompt_fast.precision import are_finite
 
 
 def check_frozen(named_parameters: Iterable[tuple[str, nn.Parameter]], trained: Mapping[str, nn.Parameter]) -> None:
@@ -185,14 +186,6 @@ class StepGuard:
         if are_finite(self._trained.values()):
             self._copies = {name: value.detach().clone() for name, value in self._trained.items()}
             self._copied_at = step
-
-
-def are_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether no tensor holds NaN or infinity."""
-    # One number for each tensor, which NaN and infinity come through; one number leaves the device.
-    found = [tensor.detach() for tensor in tensors if tensor is not None and tensor.numel()]
-    largest = [torch.linalg.vector_norm(tensor, math.inf).double() for tensor in found]
-    return not largest or math.isfinite(float(torch.stack(largest).sum()))
 
 
 class LossWatch:

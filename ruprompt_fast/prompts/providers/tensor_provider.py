@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.errors import NonFiniteRowsError, PromptInitError
-from ruprompt_fast.prompts.files.reading.stored_rows import all_finite
+from ruprompt_fast.precision import are_finite
 from ruprompt_fast.prompts.providers.base_provider import BasePromptProvider
 from ruprompt_fast.prompts.providers.init_mode import InitMode
 from ruprompt_fast.prompts.providers.row_init import RowInit
@@ -110,6 +110,6 @@ def given_rows(weights: Tensor) -> nn.Parameter:
         raise PromptInitError(
             f"rows must be floating-point numbers [rows, width]; found {weights.dtype} {list(weights.shape)}."
         )
-    if not all_finite(weights):
+    if not are_finite([weights]):
         raise NonFiniteRowsError("the rows contain NaN or infinity; take them from an earlier checkpoint.")
     return nn.Parameter(weights.detach().clone())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import NonFiniteRowsError, PromptFileError, UnsafeFileError
+from ruprompt_fast.precision import are_finite
 from ruprompt_fast.prompts.files.reading.stored_tensor import StoredTensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -55,14 +56,8 @@ def finite_rows(rows: Tensor, path: Path) -> Tensor:
     Raises:
         NonFiniteRowsError: NaN or infinity among the numbers.
     """
-    if not all_finite(rows):
+    if not are_finite([rows]):
         raise NonFiniteRowsError(
             f"{path}: expected numbers; found NaN or infinity among the rows. Take an earlier checkpoint of the prompt."
         )
     return rows
-
-
-def all_finite(numbers: Tensor) -> bool:
-    """Whether there is no NaN and no infinity among some numbers, of which there is at least one."""
-    # The extremes are NaN if any number is; unlike isfinite() of all, they take no memory.
-    return bool(torch.stack(torch.aminmax(numbers.detach())).isfinite().all())
