@@ -111,7 +111,7 @@ class FreezeTransformerUnfreezePrompt(TrainerCallback):
         model: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        """Have the embedding compute its rows anew: fused optimizers change parameters without a trace."""
+        """Have the embedding compute its rows again: fused optimizers change parameters without a trace."""
         if model is None:
             return
         trained = provider_parameters(model).values()
@@ -188,7 +188,7 @@ class ReduceCheckpoint(TrainerCallback):
         if model is None or not state.is_world_process_zero:
             return
         folder = _checkpoint_folder(args, state)
-        # The new file stands before the old ones go: a run that is killed here has one or the other.
+        # The new file is there before the old ones go: a run that is killed here has one or the other.
         write_tensors(os.path.join(folder, SAFE_WEIGHTS_NAME), provider_tensors(model))
         for name in os.listdir(folder):
             if name == SAFE_WEIGHTS_INDEX_NAME or _SHARD.fullmatch(name):

@@ -107,7 +107,7 @@ class MarkerInFieldError(RupromptError, ValueError):
 
 
 class TextFormError(RupromptError, ValueError):
-    """A prompt's layout has no text form: its rows stand before special tokens that the tokenizer itself adds."""
+    """A prompt's layout has no text form: its rows come before special tokens that the tokenizer itself adds."""
 
 
 class MarkerCountError(RupromptError, ValueError):

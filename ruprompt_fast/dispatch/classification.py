@@ -11,7 +11,7 @@ from torch import Tensor
 from ruprompt_fast.core import ClassificationOutput
 from ruprompt_fast.errors import ContextLengthError, LabelError, shown
 from ruprompt_fast.integration.context_length import context_length
-from ruprompt_fast.prompts.format.continuations import Continuations, WordsBehind, decoder_words
+from ruprompt_fast.prompts.format.continuations import Continuations, WordsAfter, decoder_words
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers, class_scores, read_labels
 from ruprompt_fast.requests.ensemble_answers import majority
 from ruprompt_fast.requests.inputs import PLAIN_TEXT, Request
@@ -103,7 +103,7 @@ class Classification:
         Args:
             runner: computes logits.
         """
-        alike: dict[WordsBehind, list[int]] = {}
+        alike: dict[WordsAfter, list[int]] = {}
         for index, words in enumerate(self._words):
             alike.setdefault(words, []).append(index)
         scores = torch.zeros((len(self._requests), len(self._verbalizers.words)))
@@ -123,7 +123,7 @@ class Classification:
 
 
 def _check_words(
-    words: WordsBehind, verbalizers: Verbalizers, tokenizer: PreTrainedTokenizerBase, table_size: int
+    words: WordsAfter, verbalizers: Verbalizers, tokenizer: PreTrainedTokenizerBase, table_size: int
 ) -> None:
     for index, ids in enumerate(words.ids):
         place = verbalizers.place(index)
@@ -139,7 +139,7 @@ def _check_words(
 
 def _continuations(
     requests: Sequence[Request], words: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[WordsBehind]:
+) -> list[WordsAfter]:
     by_prompt: dict[int, Continuations] = {}
     found = []
     for request in requests:
@@ -149,11 +149,11 @@ def _continuations(
             format = PLAIN_TEXT if prompt is None else prompt.format
             continuations = Continuations(format.layout, words, tokenizer, format.prompt_token, prompt is None)
             by_prompt[id(prompt)] = continuations
-        found.append(continuations.behind(request.fields, request.input_ids))
+        found.append(continuations.after(request.fields, request.input_ids))
     return found
 
 
-def _check_fits(config: PretrainedConfig, request: Request, words: WordsBehind, verbalizers: Verbalizers) -> None:
+def _check_fits(config: PretrainedConfig, request: Request, words: WordsAfter, verbalizers: Verbalizers) -> None:
     """Refuse a request that the model has no positions for; nobody looks at a word's last token."""
     limit = context_length(config)
     length = len(request.input_ids) - words.num_joined

@@ -75,7 +75,7 @@ def refuse_deep(prompts: Iterable[Prompt]) -> None:
     for prompt in prompts:
         if prompt.provider.is_deep:
             raise PromptInitError(
-                f"the prompt {shown(prompt.format.template)} is deep: its keys and values stand in every layer, and an "
+                f"the prompt {shown(prompt.format.template)} is deep: its keys and values are in every layer, and an "
                 "embedding has no place for them. Serve it with FastPromptModel.add_prompt(), or train it with "
                 "PromptTrainer; both take the model without patch() or attach()."
             )

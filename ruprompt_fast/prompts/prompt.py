@@ -178,10 +178,10 @@ class Prompt(StoredPromptMixin):
         """What the patched model reads, for ``model.generate(**prompt.tokenize("..."))``.
 
         Unlike ``tokenizer(prompt("..."))`` it puts special tokens where the template says, leaves out those that the
-        tokenizer puts behind a text that a decoder goes on with, and takes any text as text.
+        tokenizer puts after a text that a decoder goes on with, and takes any text as text.
 
         Args:
-            text: the only field, or the field ``text``; a prompt without fields stands before it.
+            text: the only field, or the field ``text``; a prompt without fields comes before it.
             fields: the other fields.
 
         Returns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
-from ruprompt_fast.prompts.format.continuations import ids_behind_rows
+from ruprompt_fast.prompts.format.continuations import ids_after_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ def _token_kinds(tokenizer: Any) -> TokenKinds:
 def _continues_behind_rows(tokenizer: Any, lead: list[int]) -> bool:
     """Whether texts that were tokenized behind soft rows are decoded right as if they stood behind text."""
     start = len(tokenizer.decode(lead))
-    found = ids_behind_rows(_PROBES, tokenizer)
+    found = ids_after_rows(_PROBES, tokenizer)
     return all(tokenizer.decode([*lead, *ids])[start:] == text for ids, text in zip(found, _PROBES, strict=True))
 
 

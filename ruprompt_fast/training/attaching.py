@@ -116,7 +116,7 @@ def _of(name: str) -> str:
 
 @dataclass(frozen=True)
 class AttachedPrompts:
-    """Where the prompts of a run stand in a model.
+    """Where the prompts of a run are in a model.
 
     Attributes:
         embedding: the model's input embedding.

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not count, and know which run they are of.
 
 A checkpoint is written file by file, may be cut off anywhere, and may be damaged later. It counts when its manifest
-(:mod:`ruprompt_fast.training.manifest`) stands in it, which is written last, and every file is what the manifest says.
+(:mod:`ruprompt_fast.training.manifest`) is in it, which is written last, and every file is what the manifest says.
 Older checkpoints are removed after that, so there is always one to go on from. What a run removes says that the run
 wrote it; everything else stays.
 """
@@ -173,7 +173,7 @@ class RunFolder:
             self._rotate(step, keep, None if best is None else Path(best).resolve())
 
     def _rotate(self, step: int, keep: int, best: Path | None) -> None:
-        # Later ones are what a run left that went on from an earlier one; they are written anew in their turn.
+        # Later ones are what a run left that went on from an earlier one; they are written again in their turn.
         known = [folder for folder in self._folders() if is_complete(folder) and (step_of(folder) or 0) <= step]
         removable = [folder for folder in known[:-1] if folder.resolve() != best and self._is_written_by_us(folder)]
         for folder in removable[: max(0, len(known) - keep)]:
@@ -225,7 +225,7 @@ class RunFolder:
         path = self.root / RUN_FILE
         known = self._run_in(path)
         if known is None and path.is_file():
-            _logger.warning("%s is damaged: nothing that stands in its folder is removed.", path)
+            _logger.warning("%s is damaged: nothing that is in its folder is removed.", path)
         return known
 
     def _run_in(self, path: Path) -> Any:

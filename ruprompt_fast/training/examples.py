@@ -163,7 +163,7 @@ class ExampleEncoder:
         text.cut(self._max_tokens, self.task.truncation_field)
         ids = text.input_ids
         start = text.target_start if self.task.objective == "text2text" else text.fields_start
-        # Nothing stands before the first id to generate it from.
+        # Nothing comes before the first id to generate it from.
         labels = [
             i if position >= max(start, 1) and position < text.target_stop and i < self._first_row_id else IGNORED_LABEL
             for position, i in enumerate(ids)
@@ -179,11 +179,11 @@ class ExampleEncoder:
     def _classification(
         self, text: TextWithTarget, label_words: LabelWords, fields: Mapping[str, str], gold: int
     ) -> Example:
-        candidates, _ = label_words.behind(fields, text.input_ids)
+        candidates, _ = label_words.after(fields, text.input_ids)
         in_decoder = 0 if self._is_encoder_decoder else max(map(len, candidates)) - 1
         limit = None if self._max_tokens is None else self._max_tokens - in_decoder
         text.cut(limit, self.task.truncation_field)
-        candidates, num_joined = label_words.behind(fields, text.input_ids)
+        candidates, num_joined = label_words.after(fields, text.input_ids)
         prefix_len = 0 if self._is_encoder_decoder else text.prefix_len
         ids = text.input_ids[: len(text.input_ids) - num_joined] or self._empty_text()
         example = self._example(ids, prefix_len, [])
@@ -214,7 +214,7 @@ def _check_target(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
     if found:
         raise TaskError(
             f"the target {shown(task.target)} spells the special token {shown(found[0])}; a target is data, and the "
-            "end-of-text token is added behind it. Leave it out."
+            "end-of-text token is added after it. Leave it out."
         )
 
 

@@ -60,7 +60,7 @@ class DivergenceGuard:
     A step is bad if the running mean lies above ``ratio * best + margin``, ``best`` being the lowest running mean so
     far. The run has diverged after ``patience`` bad steps in a row. With the default values a language model's loss of
     3 nats per token has to rise above 5.5, and a classifier's of 0.01 above 1.015, worse than guessing between two
-    classes; noise within a batch and a rough start pass. A resumed run starts to count anew.
+    classes; noise within a batch and a rough start pass. A resumed run starts to count again.
 
     Args:
         window: steps in the running mean.

@@ -1,4 +1,4 @@
-"""The label words of a task as they stand behind its texts."""
+"""The label words of a task as they come after its texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ruprompt_fast.errors import LabelError
-from ruprompt_fast.prompts.format.continuations import Continuations, WordsBehind, decoder_words
+from ruprompt_fast.prompts.format.continuations import Continuations, WordsAfter, decoder_words
 from ruprompt_fast.prompts.format.layout import Layout
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers
 
@@ -23,10 +23,10 @@ class LabelWords:
         layout: the layout of the texts.
         tokenizer: the model's; it is not changed.
         marker: the marker of the layout's text form.
-        is_encoder_decoder: whether the words stand in a decoder of their own.
+        is_encoder_decoder: whether the words are in a decoder of their own.
 
     Raises:
-        LabelError: see :meth:`behind`; for texts whose fields are empty.
+        LabelError: see :meth:`after`; for texts whose fields are empty.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class LabelWords:
         self._tokenizer = tokenizer
         self._in_decoder = decoder_words(verbalizers.words, tokenizer) if is_encoder_decoder else None
         self._continuations = Continuations(layout, verbalizers.words, tokenizer, marker)
-        self._checked: dict[WordsBehind, list[list[int]]] = {}
-        self.behind(dict.fromkeys(layout.fields, ""), [])
+        self._checked: dict[WordsAfter, list[list[int]]] = {}
+        self.after(dict.fromkeys(layout.fields, ""), [])
 
-    def behind(self, fields: Mapping[str, str], text_ids: Sequence[int]) -> tuple[list[list[int]], int]:
-        """The ids of every word behind a text, and how many of the text's last ids they stand in place of.
+    def after(self, fields: Mapping[str, str], text_ids: Sequence[int]) -> tuple[list[list[int]], int]:
+        """The ids of every word after a text, and how many of the text's last ids they replace.
 
         Args:
             fields: the text's fields.
@@ -55,13 +55,13 @@ class LabelWords:
         Raises:
             LabelError: a word without tokens, or words of two classes that begin with the same token.
         """
-        words = self._in_decoder or self._continuations.behind(fields, text_ids)
+        words = self._in_decoder or self._continuations.after(fields, text_ids)
         if words not in self._checked:
             self._check(words)
             self._checked[words] = [list(ids) for ids in words.ids]
         return self._checked[words], words.num_joined
 
-    def _check(self, words: WordsBehind) -> None:
+    def _check(self, words: WordsAfter) -> None:
         names = self._verbalizers.words
         if not all(words.ids):
             raise LabelError(f"every label word must have at least one token; found {list(names)}.")
@@ -78,6 +78,6 @@ class LabelWords:
                 )
 
     def _is_blank(self, column: tuple[int, ...]) -> bool:
-        """Whether one token, which has no visible text, stands in this place of all words."""
+        """Whether one token, which has no visible text, is in this place of all words."""
         text = str(self._tokenizer.decode(list(column[:1]), skip_special_tokens=True))
         return len(set(column)) == 1 and not text.strip()

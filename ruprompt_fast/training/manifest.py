@@ -16,10 +16,10 @@ from ruprompt_fast.errors import CheckpointError, shown
 from ruprompt_fast.file_writer import file_digest, sync, write_json
 
 COMPLETE_FILE = "complete.json"
-"""Written last, when everything else has reached the disk: a checkpoint counts if it stands there and is true."""
+"""Written last, when everything else has reached the disk: a checkpoint counts if it is there and true."""
 
 WRITING_FILE = "incomplete.json"
-"""Stands in a checkpoint while it is written or removed, and says whose it is."""
+"""Is in a checkpoint while it is written or removed, and says whose it is."""
 
 _STEP = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d{{1,18}})")
 

@@ -34,7 +34,7 @@ def set_training_mode(model: nn.Module, providers: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def prepared_for_training(model: PreTrainedModel) -> Iterator[None]:
-    """Take back behind a run what it does to a model: checkpointing, training mode, accelerate's autocast around it."""
+    """Take back after a run what it does to a model: checkpointing, training mode, accelerate's autocast around it."""
     was_checkpointing = _is_checkpointing(model)
     forward = vars(model).get("forward")
     try:

@@ -25,7 +25,7 @@ LOCK_FILE = ".ruprompt-fast.lock"
 
 _OWNER_BYTES = 4096
 
-# An owner writes its name right behind taking the lock; how often, and with what pause, another waits for it.
+# An owner writes its name right after taking the lock; how often, and with what pause, another waits for it.
 _READS = 50
 _PAUSE_SECONDS = 0.01
 
@@ -66,7 +66,7 @@ def owning_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def owning_file(path: Path) -> Iterator[None]:
-    """Own an output file, as :func:`owning_folder` does a folder; the lock stands beside it while it is held."""
+    """Own an output file, as :func:`owning_folder` does a folder; the lock is beside it while it is held."""
     missing = [place for place in path.parents if not place.exists()]
     try:
         with _owning(path.with_name(f".{path.name}.lock"), path):
@@ -158,7 +158,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove those of the folders, the innermost first, in which nothing stands."""
+    """Remove those of the folders, the innermost first, in which nothing is."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

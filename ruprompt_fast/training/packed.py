@@ -39,7 +39,7 @@ class PrefixPlan:
     """Where the prefixes of a batch come from.
 
     Attributes:
-        num_computed: the first sequences of the batch are prefixes; the others stand behind them, or alone.
+        num_computed: the first sequences of the batch are prefixes; the others come after them, or alone.
         deep_prompts: further prefixes, whose keys and values the providers of these prompts make.
     """
 
@@ -151,7 +151,7 @@ class _Pack:
             self._add_sequence(list(ids), 0, NO_PREFIX)
 
     def add(self, example: Example) -> None:
-        """Add the tokens behind an example's prefix, once for every label word that cannot share them."""
+        """Add the tokens after an example's prefix, once for every label word that cannot share them."""
         if example["candidates"]:
             self._add_candidates(example)
             return
@@ -182,7 +182,7 @@ class _Pack:
                 self._add_target(example, starts[begun], len(ids) - 1 + offset, token)
 
     def _add_text(self, example: Example, ids: list[int]) -> int:
-        """Add what stands behind the prefix; returns where position 0 of ``ids`` would be if all of it stood there."""
+        """Add what comes after the prefix; returns where position 0 of ``ids`` would be if all of it were there."""
         prefix_len = example["prefix_len"]
         start = len(self.input_ids)
         deep_rows = self._deep_rows[example["prompt"]]
@@ -196,7 +196,7 @@ class _Pack:
         return start - prefix_len
 
     def _add_target(self, example: Example, start: int, position: int, token: int) -> None:
-        """Have ``token`` generated behind the example's token at ``position``."""
+        """Have ``token`` generated after the example's token at ``position``."""
         prefix_len = example["prefix_len"]
         if position < prefix_len:
             start = self._prefix_starts[self._by_ids[tuple(example["input_ids"][:prefix_len])]]

@@ -120,7 +120,7 @@ class _Padding:
             self.targets += word
 
     def _add_sequence(self, ids: list[int], generated: list[int]) -> None:
-        """Add a sequence with the tokens that were generated before, behind it or in the decoder."""
+        """Add a sequence with the tokens that were generated before, after it or in the decoder."""
         if self._decoder_start is None:
             self._inputs.append([*ids, *generated])
         else:
@@ -128,7 +128,7 @@ class _Padding:
             self._decoder_inputs.append([self._decoder_start, *generated])
 
     def _add_targets(self, labels: list[int], shift: int) -> None:
-        """Have the labels of the last sequence generated ``shift`` positions from where they stand."""
+        """Have the labels of the last sequence generated ``shift`` positions from where they are."""
         sequence = len(self._inputs) - 1
         for position, label in enumerate(labels):
             if label != IGNORED_LABEL:

@@ -1,4 +1,4 @@
-"""Two ways to run examples through a frozen model: packed behind shared prefixes, or padded."""
+"""Two ways to run examples through a frozen model: packed after shared prefixes, or padded."""
 
 from __future__ import annotations
 

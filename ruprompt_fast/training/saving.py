@@ -123,7 +123,7 @@ class PromptSavingTrainer(Trainer):
             self.args.eval_on_start = evaluates_first
             self.args.save_total_limit = self._num_kept
             self.is_in_train = False
-            self.model_wrapped = self.network  # the next run prepares the model anew
+            self.model_wrapped = self.network  # the next run prepares the model again
 
     def check_attached(self) -> None:
         """Check that the model still has the embedding whose ids the examples are made of.

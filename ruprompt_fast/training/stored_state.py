@@ -67,7 +67,7 @@ def read_state(folder: Path) -> TrainerState:
 
 
 def finished_state(folder: Path, args: TrainingArguments) -> TrainerState | None:
-    """The state in a checkpoint behind which nothing is left to train, or None if something is.
+    """The state in a checkpoint after which nothing is left to train, or None if something is.
 
     transformers would train one step more: it looks at the step number only after a step.
     """

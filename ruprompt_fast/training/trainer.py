@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class PromptTrainer(PromptSavingTrainer):
     """Trains soft prompts over a frozen model; everything else is transformers' ``Trainer``.
 
-        >>> prompt = Prompt(PromptFormat("<P*60>{text}<P*20>"), TensorPromptProvider())
         >>> task = Task("<P*60>{text}<P*20>", target=" {summary}")
+        >>> prompt = task.new_prompt(TensorPromptProvider())
         >>> args = TrainingArguments("run", **recipe_for(prompt.provider).arguments(max_steps=400))
         >>> trainer = PromptTrainer(model, args, prompt=prompt, task=task, tokenizer=tokenizer, train_dataset=rows)
         >>> trainer.train(resume_from_checkpoint=True)

@@ -218,7 +218,7 @@ class TestTemplates:
     def test_ends_of_the_tokenizer_stand_around_the_fields_once(self) -> None:
         for template in ("{a}<|leading|>", "<|trailing|>{a}", "<|leading|><P><|leading|>", "{a}<|trailing|>{b}"):
             for read in (PromptFormat, lambda text: PromptFormat("x", text)):
-                with pytest.raises(TemplateError, match="stands once in a template"):
+                with pytest.raises(TemplateError, match="appears once in a template"):
                     read(template)
 
     def test_a_tokenizer_without_the_token(self) -> None:

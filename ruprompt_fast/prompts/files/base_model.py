@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["same", "unsure", "other"]
 
-# Rows that every table with so many has: the table may have been padded or cut behind them. The first few are left out:
+# Rows that every table with so many has: the table may have been padded or cut after them. The first few are left out:
 # they are special tokens, and some of them never train.
 _ROWS = [round(5 * 1.5**step) for step in range(28)]
 _COLUMNS = 4
@@ -124,7 +124,7 @@ def check_base(prompt: Prompt, base: BaseModel | None, name: str | None, what: s
 
     Args:
         prompt: the prompt.
-        base: the model that it is to stand before; None if it cannot be described.
+        base: the model that it is to be used with; None if it cannot be described.
         name: that model's name.
         what: what the message calls the prompt.
 

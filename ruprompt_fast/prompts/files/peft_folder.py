@@ -2,7 +2,7 @@
 
 PEFT stores the rows that its prompt encoder made, under ``prompt_embeddings``, and puts them before everything that the
 tokenizer gives for the text, special tokens included. So the prompt becomes ``<P*n>{text}``, compiled to say where
-these stand. The rows of prefix tuning hold keys and values: that prompt is a deep one.
+these are. The rows of prefix tuning hold keys and values: that prompt is a deep one.
 """
 
 from __future__ import annotations

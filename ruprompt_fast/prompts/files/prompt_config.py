@@ -27,7 +27,7 @@ class PromptConfig:
         prompt_length: number of rows; None before initialization.
         pretrained_model_name: the model that the prompt was made for, a hub id or a path; None before initialization.
         kv_shape: sizes of the keys and values that the rows of a deep prompt hold; None for other prompts.
-        base_model: what that model is; None if it is not known. It stands beside the ``config`` of ``prompt.json``, in
+        base_model: what that model is; None if it is not known. It is beside the ``config`` of ``prompt.json``, in
             which ruPrompts knows its own entries only.
         is_safe: kept for ruPrompts' files, where it is always False.
         extra: further entries of a file, kept when the prompt is saved again.

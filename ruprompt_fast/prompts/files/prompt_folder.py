@@ -93,7 +93,7 @@ def write_prompt(folder: Path, content: Mapping[str, Any], rows: Tensor, save_bi
         content: what ``prompt.json`` holds.
         rows: the rows, [rows, width].
         save_bin: whether to write ``prompt_provider.bin`` too, for ruPrompts. One that is there already is written
-            anew in any case: left alone it would belong to another prompt.
+            again in any case: left alone it would belong to another prompt.
 
     Raises:
         FileWriteError: the files cannot be written, or could not be read again.

@@ -16,7 +16,7 @@ texts           plain strings: what counts as text, and which field one stands f
 Of a tokenizer:
 
 tokenizer_state     what is known about one, kept while it does not change
-special_tokens      its special tokens, and where those of a prompt stand
+special_tokens      its special tokens, and where those of a prompt are
 marker_tokens       how a marker becomes one of its tokens
 private_tokenizer   a copy in which no text can contain a marker; vocabulary takes words out of it
 spans               which tokens a stretch of characters became

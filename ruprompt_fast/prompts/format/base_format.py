@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ranges = dict[str, slice]
-"""Where each field's value stands in a text."""
+"""Where each field's value is in a text."""
 
 
 class BasePromptFormat(abc.ABC):
@@ -37,7 +37,7 @@ class BasePromptFormat(abc.ABC):
 
         Args:
             items: the values of the fields; a list of such mappings for several texts.
-            return_ranges: whether to return also where each field's value stands in the text, in characters.
+            return_ranges: whether to return also where each field's value is in the text, in characters.
             fields: the values of the fields, instead of ``items``.
 
         Returns:

@@ -1,7 +1,7 @@
-"""What ids a text has where something stands before it.
+"""What ids a text has where something comes before it.
 
 ``tokenizer(text)`` gives the ids of a text that stands alone. SentencePiece's tokenizers begin it with a word boundary
-(``▁``), which the same text does not have behind other text.
+(``▁``), which the same text does not have after other text.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _WORD = "{word}"
 
 
 @dataclass(frozen=True)
-class WordsBehind:
-    """Words as they stand behind a text.
+class WordsAfter:
+    """Words as they come after a text.
 
     Attributes:
         ids: the ids of every word.
@@ -48,9 +48,9 @@ class WordsBehind:
 
 
 class Continuations:
-    """The ids that words have behind the texts of one layout, in a decoder: those of targets that are trained there.
+    """The ids that words have after the texts of one layout, in a decoder: those of targets that are trained there.
 
-    A word is tokenized together with the end of its text, back to a whitespace or to 64 characters. Behind soft rows
+    A word is tokenized together with the end of its text, back to a whitespace or to 64 characters. After soft rows
     and special tokens it does not depend on the text.
 
     Args:
@@ -78,15 +78,15 @@ class Continuations:
         self._last_texts = Layout(before[start:])
         self._tokenizer = tokenizer
         self._words = list(words)
-        self._known: dict[str, tuple[WordsBehind, list[int]]] = {}
-        self._alike: dict[WordsBehind, WordsBehind] = {}
+        self._known: dict[str, tuple[WordsAfter, list[int]]] = {}
+        self._alike: dict[WordsAfter, WordsAfter] = {}
 
-    def behind(self, fields: Mapping[str, str], text_ids: Sequence[int]) -> WordsBehind:
-        """The words behind one text, which equal words of other texts are the same object as.
+    def after(self, fields: Mapping[str, str], text_ids: Sequence[int]) -> WordsAfter:
+        """The words after one text, which equal words of other texts are the same object as.
 
         Args:
             fields: the text's fields.
-            text_ids: the text's ids. A word that would join the first of them stands apart.
+            text_ids: the text's ids. A word that would join the first of them is kept apart.
 
         Raises:
             MissingFieldError, FieldTypeError: see :meth:`Layout.render`.
@@ -98,30 +98,30 @@ class Continuations:
             self._known[end] = self._join(end)
         words, replaced = self._known[end]
         if replaced and (len(text_ids) <= len(replaced) or list(text_ids[-len(replaced) :]) != replaced):
-            words = WordsBehind(tuple(map(tuple, ids_behind_rows(self._words, self._tokenizer))))
+            words = WordsAfter(tuple(map(tuple, ids_after_rows(self._words, self._tokenizer))))
         return self._alike.setdefault(words, words)
 
     def _end_of(self, fields: Mapping[str, str]) -> str:
-        """The end of a text, and the marker of what stands before it if that is the whole of it."""
+        """The end of a text, and the marker of what comes before it if that is the whole of it."""
         text, _ = self._last_texts.render(fields, ())
         if len(text) <= _TAIL:
             return self._slot + text
         space = _SPACE.search(text, len(text) - _TAIL, len(text) - _TAIL // 2)
         return text[space.start() if space else len(text) - _TAIL :]
 
-    def _join(self, end: str) -> tuple[WordsBehind, list[int]]:
-        """The words behind the end of a text, and the ids of the tokens that are joined."""
+    def _join(self, end: str) -> tuple[WordsAfter, list[int]]:
+        """The words after the end of a text, and the ids of the tokens that are joined."""
         alone, *joined = self._tokenize([end, *(end + word for word in self._words)])
         columns = zip(alone, *joined, strict=False)
         common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        words = WordsBehind(tuple(ids[common:] for ids in joined), len(alone) - common)
+        words = WordsAfter(tuple(ids[common:] for ids in joined), len(alone) - common)
         return words, list(alone[common:])
 
     def _tokenize(self, texts: list[str]) -> list[tuple[int, ...]]:
         return [tuple(ids) for ids, _ in self._private.tokenize(texts, with_spans=False)]
 
 
-def decoder_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordsBehind:
+def decoder_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordsAfter:
     """The ids of words that an encoder-decoder generates: those of targets, without what ends these.
 
     Raises:
@@ -129,11 +129,11 @@ def decoder_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> W
     """
     found = tokenizer_state(tokenizer).private(tokenizer, PROMPT_TOKEN).tokenize_targets(words)
     targets = tokenize_decoder_targets(words, tokenizer)
-    return WordsBehind(tuple(_up_to(target, ids) for target, ids in zip(targets, found, strict=True)))
+    return WordsAfter(tuple(_up_to(target, ids) for target, ids in zip(targets, found, strict=True)))
 
 
-def ids_behind_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text directly behind soft rows."""
+def ids_after_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of each text directly after soft rows."""
     private = tokenizer_state(tokenizer).private(tokenizer, PROMPT_TOKEN)
     found = private.tokenize([private.marker + text for text in texts], with_spans=False)
     return [ids[ids.index(private.marker_id) + 1 :] for ids, _ in found]

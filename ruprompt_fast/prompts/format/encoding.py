@@ -1,4 +1,4 @@
-"""From fields to ids: tokenized texts, with the ids of soft rows and special tokens where markers stand."""
+"""From fields to ids: tokenized texts, with the ids of soft rows and special tokens where markers are."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class EncodedPrompt:
     Attributes:
         input_ids: token ids, with row k of the prompt as ``first_row_id + k``.
         field_ranges: for each field, the slice of ``input_ids`` with every token that holds at least one of its
-            characters. A token that joins characters of two neighbours belongs to both. A field that stands twice has
+            characters. A token that joins characters of two neighbours belongs to both. A field that appears twice has
             the slice of its last place.
-        prefix_len: how many ids stand before the first field, up to and including the last soft row there and the
-            special tokens directly behind it. They are the same for all fields' values. 0 if no row stands before the
+        prefix_len: how many ids come before the first field, up to and including the last soft row there and the
+            special tokens directly after it. They are the same for all fields' values. 0 if no row comes before the
             first field.
     """
 
@@ -43,9 +43,9 @@ class TokenizedLayout:
 
     Args:
         placed: the layout.
-        tokenized: its text's ids, and spans unless the text's fields all stand between markers.
+        tokenized: its text's ids, and spans unless the text's fields are all between markers.
         char_spans: the characters of each field.
-        positions: where the markers stand in the text's ids, one for each slot of the text.
+        positions: where the markers are in the text's ids, one for each slot of the text.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TokenizedLayout:
         return {name: slice(span.start, span.stop) for name, span in self.spans().items()}
 
     def text_len(self) -> int:
-        """How many of the expanded ids stand before the foot."""
+        """How many of the expanded ids come before the foot."""
         return self._expanded(len(self._ids))
 
     def prefix_len(self) -> int:
@@ -110,7 +110,7 @@ class TokenizedLayout:
         return {name: (stops[num_slots], starts[num_slots]) for name, num_slots in self._placed.text.field_places}
 
     def _expanded(self, index: int) -> int:
-        """Where the text's token at ``index`` stands after the markers before it were expanded."""
+        """Where the text's token at ``index`` is after the markers before it were expanded."""
         grown = self._head_size
         for position, size in zip(self._positions, self._sizes, strict=True):
             if position >= index:

@@ -11,15 +11,15 @@ from ruprompt_fast.prompts.format.layout import Field, RowsFromText, TemplatePar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts that tokenizers do not join with most of those behind them.
+# Texts that tokenizers do not join with most of those after them.
 _BEFORE = (".", "a", "1", "\n")
 
 
 def ids_in_place(parts: Sequence[TemplatePart], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The ids of each text of a template that soft rows stand for, in order.
 
-    At the beginning of the template, or behind soft rows and special tokens, a text has the ids that it has alone;
-    behind other text and fields those that it has there, without the word boundary that some tokenizers begin a text
+    At the beginning of the template, or after soft rows and special tokens, a text has the ids that it has alone;
+    after other text and fields those that it has there, without the word boundary that some tokenizers begin a text
     with.
 
     Args:
@@ -31,7 +31,7 @@ def ids_in_place(parts: Sequence[TemplatePart], tokenizer: PreTrainedTokenizerBa
         if isinstance(part, RowsFromText):
             before = _text_before(parts[:index])
             alone = ids_alone(part.text, tokenizer)
-            found.append(alone if before is None else ids_behind_text(part.text, tokenizer, before))
+            found.append(alone if before is None else ids_after_text(part.text, tokenizer, before))
     return found
 
 
@@ -40,15 +40,15 @@ def ids_alone(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def ids_behind_text(text: str, tokenizer: PreTrainedTokenizerBase, before: Sequence[str] = ()) -> list[int]:
-    """The ids of a text that stands behind another one, without special tokens.
+def ids_after_text(text: str, tokenizer: PreTrainedTokenizerBase, before: Sequence[str] = ()) -> list[int]:
+    """The ids of a text that comes after another one, without special tokens.
 
-    They hold nothing else: where what stands before it would share a token with it, they are those behind another text.
+    They hold nothing else: where what comes before it would share a token with it, they are those after another text.
 
     Args:
         text: the text.
         tokenizer: the tokenizer.
-        before: what may stand before it, the likeliest first; whatever else may.
+        before: what may come before it, the likeliest first; whatever else may.
     """
     alone = ids_alone(text, tokenizer)
     found = []

@@ -27,7 +27,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Rows:
-    """Soft rows that stand next to each other."""
+    """Soft rows that are next to each other."""
 
     count: int
 
@@ -46,7 +46,7 @@ class Special:
     Attributes:
         name: ``<bos>`` or ``<eos>`` of a template that is not compiled, the tokenizer's beginning-of-text or
             end-of-text token; ``<|leading|>`` or ``<|trailing|>``, what the tokenizer itself puts in front of every
-            text or behind it; or a special token's own text.
+            text or after it; or a special token's own text.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Tokens:
 
 
 Slot = Rows | Special | Tokens
-"""What stands between texts without being text itself."""
+"""What is between texts without being text itself."""
 
 Part = Text | Field | Slot
 TemplatePart = Part | RowsFromText
@@ -77,7 +77,7 @@ class Layout:
         prompt_length: the number of rows.
         is_bounded: whether every field has slots or an end of the text on both sides, so that no token can belong to a
             field and to something else.
-        field_places: for each field part its name, and how many slots stand before it.
+        field_places: for each field part its name, and how many slots come before it.
     """
 
     def __init__(self, parts: Iterable[Part]) -> None:
@@ -107,7 +107,7 @@ class Layout:
             slot_texts: what to write for each of :attr:`slots`.
 
         Returns:
-            The text, and for every field part the positions of its first character and behind its last one.
+            The text, and for every field part the positions of its first character and after its last one.
 
         Raises:
             MissingFieldError: a field has no value, or the value None.
@@ -135,7 +135,7 @@ class Layout:
         return "".join(pieces), spans
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> dict[str, slice]:
-        """Name the spans that :meth:`render` returned; a field that stands twice keeps its last place."""
+        """Name the spans that :meth:`render` returned; a field that appears twice keeps its last place."""
         return {name: slice(start, stop) for (name, _), (start, stop) in zip(self.field_places, spans, strict=True)}
 
     def compiled(self, marker: str) -> str:

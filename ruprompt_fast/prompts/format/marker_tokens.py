@@ -54,7 +54,7 @@ def random_name() -> str:
 
 
 def draw_marker(backend: Tokenizer, flags: MarkerFlags) -> tuple[str, MarkerFlags]:
-    """A marker that the normalizer leaves alone, if it is looked for behind the normalizer."""
+    """A marker that the normalizer leaves alone, if it is looked for after the normalizer."""
     name = random_name()
     if not flags.normalized or _is_stable(backend, name):
         return name, flags

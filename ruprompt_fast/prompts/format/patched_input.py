@@ -35,7 +35,7 @@ def marker_runs(format: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def tokenize_for_patched(format: PromptFormat, context: PromptContext, fields: Mapping[str, str]) -> BatchEncoding:
-    """What a patched model reads of one text; a prompt without fields stands before the field ``text``, if it is given.
+    """What a patched model reads of one text; a prompt without fields comes before the field ``text``, if it is given.
 
     Args:
         format: the prompt's format.

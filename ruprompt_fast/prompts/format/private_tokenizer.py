@@ -1,7 +1,7 @@
 """Private tokenizers: copies in which soft rows and special tokens are tokens that no text can contain.
 
 To tokenize a prompt exactly as the tokenizer would tokenize its text form, the tokenizer itself must see a marker where
-the rows stand: byte-level, Metaspace, Unigram and WordPiece tokenizers all treat the text beside an added token in
+the rows are: byte-level, Metaspace, Unigram and WordPiece tokenizers all treat the text beside an added token in
 their own ways. The text form's marker ``<|P|>`` will not do, because a user may have typed it, and neither will the
 text of a special token. So each tokenizer gets a copy, kept while the tokenizer lives, in which the markers of all
 prompts are renamed, special tokens are text like any other, and two markers with random names are added: one for rows,
@@ -44,7 +44,7 @@ class PrivateTokenizer(Protocol):
         special_marker: the text to write for special tokens.
         special_marker_id: the id that it gives.
         leading: the special tokens that the tokenizer puts in front of every text.
-        trailing: those that it puts behind it.
+        trailing: those that it puts after it.
     """
 
     marker: str
@@ -113,7 +113,7 @@ class _RustTokenizer:
     ) -> dict[int, int]:
         """Add the original's tokens, the markers among them renamed, and the private ones; returns ids to replace.
 
-        A renamed token that was a word of the vocabulary takes a new id, and those behind it move. They get their old
+        A renamed token that was a word of the vocabulary takes a new id, and those after it move. They get their old
         ids back, and the private markers ones that no token has.
         """
         expected = {self.marker: -1, self.special_marker: -2}
@@ -232,7 +232,7 @@ def _adds_nothing_to_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _split_at(ids: list[int], marker_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before the marker's id and behind it."""
+    """What comes before the marker's id and after it."""
     if ids.count(marker_id) != 1:
         raise UnsupportedModelError(
             "this tokenizer does not keep an added token in one piece, so soft rows cannot be placed in its text. "

@@ -34,9 +34,9 @@ class PromptFormat(BasePromptFormat):
     initialized from its embedding, and ``{name}`` is a field. Braces are written twice to mean themselves.
 
     ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. The special tokens
-    that the tokenizer itself puts around every text stand where ``<|leading|>`` and ``<|trailing|>`` say, and are not
+    that the tokenizer itself puts around every text are where ``<|leading|>`` and ``<|trailing|>`` say, and are not
     added a second time where the template holds them already, as ``<P*40><bos>{text}`` does. Where a template says
-    nothing, they stand at the very beginning and the end, as in ruPrompts; PEFT's order is ``<P*40><|leading|>{text}``.
+    nothing, they are at the very beginning and the end, as in ruPrompts; PEFT's order is ``<P*40><|leading|>{text}``.
 
         >>> format = PromptFormat("<P*3>{text}<P>")
         >>> format.initialize(tokenizer)
@@ -79,7 +79,7 @@ class PromptFormat(BasePromptFormat):
         self.key: str | None = None
         self._layout: Layout | None = None
         self._specials: SpecialTokens | None = None
-        self._text_form: TextForm | None = None  # made when it is first asked for, and anew when the format changes
+        self._text_form: TextForm | None = None  # made when it is first asked for, and again when the format changes
         self._init_tokens: dict[int, int] = {}
         self._prompt_token_ids: list[int] = []
         if compiled_template is None:
@@ -194,7 +194,7 @@ class PromptFormat(BasePromptFormat):
 
         The ids are those that tokenizing the text form gives after :meth:`add_tokens`, special tokens included, with
         row ids in place of the markers. But the tokenizer is not changed, fields that contain markers, braces or
-        special tokens are plain text, and special tokens stand where the template says. What follows rows and the
+        special tokens are plain text, and special tokens are where the template says. What follows rows and the
         tokenizer's leading tokens has the ids that the tokenizer gives to a text of its own. Tokenizing is the cost: a
         run of rows counts as one token, whatever its length.
 
@@ -203,7 +203,7 @@ class PromptFormat(BasePromptFormat):
             tokenizer: the model's tokenizer.
             first_row_id: the id of the first row. None takes the smallest id that the tokenizer cannot give.
             add_special_tokens: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
-            is_continued: whether a decoder goes on with the text. The tokens that the tokenizer puts behind every text
+            is_continued: whether a decoder goes on with the text. The tokens that the tokenizer puts after every text
                 are then left out, unless the template holds them; an encoder reads them.
             reads_control_text: whether a special token's text in a field is that token, as when the tokenizer reads it.
 
@@ -236,10 +236,10 @@ class PromptFormat(BasePromptFormat):
         first_row_id: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[int]:
-        """The ids before the first field, up to the last soft row there and the special tokens right behind it.
+        """The ids before the first field, up to the last soft row there and the special tokens right after it.
 
-        They begin every :meth:`encode` of the same arguments, so their keys and values can be kept. Literal text behind
-        that row is left out: its tokens may join those of the field. Empty if no row stands before the first field.
+        They begin every :meth:`encode` of the same arguments, so their keys and values can be kept. Literal text after
+        that row is left out: its tokens may join those of the field. Empty if no row comes before the first field.
         """
         empty = dict.fromkeys(self.fields, "")
         encoded = self.encode(empty, tokenizer, first_row_id, add_special_tokens)
@@ -250,7 +250,7 @@ class PromptFormat(BasePromptFormat):
 
         Raises:
             NotInitializedError: the format is not initialized.
-            TemplateError: nothing can follow the tokens that the tokenizer puts behind a text.
+            TemplateError: nothing can follow the tokens that the tokenizer puts after a text.
         """
         state = self.as_dict()
         if self.fields:
@@ -258,7 +258,7 @@ class PromptFormat(BasePromptFormat):
         return PromptFormat(state["template"] + "{text}", compiled_template=state["compiled_template"] + "{text}")
 
     def without_leading_rows(self) -> PromptFormat:
-        """The format of the text behind a deep prompt, whose rows are no part of what is tokenized.
+        """The format of the text after a deep prompt, whose rows are no part of what is tokenized.
 
         Raises:
             NotInitializedError: the format is not initialized.

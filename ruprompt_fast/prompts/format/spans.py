@@ -45,16 +45,16 @@ class EncodingSpans:
 
     def find(self, start: int, stop: int) -> TokenSpan:
         """See :meth:`Spans.find`."""
-        first, first_char = self._token_at_or_behind(start)
-        behind, behind_char = self._token_at_or_behind(stop)
+        first, first_char = self._token_at_or_after(start)
+        after, after_char = self._token_at_or_after(stop)
         if start == stop or first_char >= stop:
             # Nothing was written, or nothing that the tokenizer kept (spaces, control characters).
             return TokenSpan(first, first, first, first)
         inner_start = first + (first_char < start)
-        is_shared = behind_char < stop
-        return TokenSpan(first, behind + is_shared, min(inner_start, behind), behind)
+        is_shared = after_char < stop
+        return TokenSpan(first, after + is_shared, min(inner_start, after), after)
 
-    def _token_at_or_behind(self, char: int) -> tuple[int, int]:
+    def _token_at_or_after(self, char: int) -> tuple[int, int]:
         """The first token that holds this character or a later one, and the token's first character."""
         for position in range(char, self._num_chars):
             token = self._encoding.char_to_token(position)
@@ -91,8 +91,8 @@ class RetokenizedSpans:
     def _around(self, char: int) -> tuple[int, int]:
         """The number of tokens that hold characters before a border only, and the first that holds none of them."""
         before = _common_prefix(self._tokenize(self._text[:char]), self._ids)
-        behind = _common_prefix(self._tokenize(self._text[char:])[::-1], self._ids[::-1])
-        return before, max(len(self._ids) - behind, before)
+        after = _common_prefix(self._tokenize(self._text[char:])[::-1], self._ids[::-1])
+        return before, max(len(self._ids) - after, before)
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

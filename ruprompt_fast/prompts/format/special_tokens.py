@@ -1,4 +1,4 @@
-"""The special tokens of a tokenizer, and where those of a prompt stand."""
+"""The special tokens of a tokenizer, and where those of a prompt are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Reading(NamedTuple):
 
     Attributes:
         add_special_tokens: whether the special tokens are there that the tokenizer puts around every text.
-        is_continued: whether a decoder goes on with the text. What the tokenizer puts behind every text, such as an
-            end-of-text token, is then left out, unless the template says where it stands.
+        is_continued: whether a decoder goes on with the text. What the tokenizer puts after every text, such as an
+            end-of-text token, is then left out, unless the template says where it is.
         reads_control_text: whether a special token's text in a field is that token. Fields are data otherwise.
     """
 
@@ -42,11 +42,11 @@ class SpecialTokens:
         begin: the text of the beginning-of-text token, or None.
         end: the text of the end-of-text token, or None.
         leading: the ids that the tokenizer puts in front of every text.
-        trailing: the ids that it puts behind it.
-        marks_beginning: whether it reads a text at the very beginning in another way than behind a special token.
+        trailing: the ids that it puts after it.
+        marks_beginning: whether it reads a text at the very beginning in another way than after a special token.
         are_read: whether it reads the texts of special tokens as these; as text like any other if not.
         strip_before: the special tokens with which it takes away the whitespace in front of them.
-        strip_behind: those with which it takes away the whitespace behind them.
+        strip_after: those with which it takes away the whitespace after them.
     """
 
     ids: Mapping[str, int]
@@ -57,7 +57,7 @@ class SpecialTokens:
     marks_beginning: bool
     are_read: bool = True
     strip_before: frozenset[str] = frozenset()
-    strip_behind: frozenset[str] = frozenset()
+    strip_after: frozenset[str] = frozenset()
 
     def token(self, name: str) -> str:
         """The text of a special token, of ``<bos>`` or of ``<eos>``.
@@ -100,14 +100,14 @@ class SpecialTokens:
         return self.spelled_in([text]) if self.are_read else []
 
     def spelled_in(self, texts: Iterable[str]) -> list[str]:
-        """The special tokens whose texts stand in these texts."""
+        """The special tokens whose texts appear in these texts."""
         return [name for text in texts for name in _pattern(tuple(self.ids)).findall(text)] if self.ids else []
 
     def compile(self, layout: Layout) -> Layout:
         """The layout of a new template, with this tokenizer's own tokens.
 
         What the tokenizer itself puts around every text becomes ``<|leading|>`` and ``<|trailing|>`` where the template
-        holds it, in front of the first field or behind the last one. Where the template says nothing, it stands around
+        holds it, in front of the first field or after the last one. Where the template says nothing, it is around
         the whole text.
 
         Raises:
@@ -116,9 +116,9 @@ class SpecialTokens:
         named = Layout(self._own_token(part) for part in layout.parts)
         parts = [piece for part in named.parts for piece in self._pieces(part) if piece != Text("")]
         fields = [index for index, part in enumerate(parts) if isinstance(part, Field)] or [len(parts)]
-        behind = fields[-1] + 1
+        after = fields[-1] + 1
         if Special(TRAILING) not in parts:
-            parts[behind:] = self._named(parts[behind:], self.trailing, TRAILING)
+            parts[after:] = self._named(parts[after:], self.trailing, TRAILING)
         if Special(LEADING) not in parts:
             parts[: fields[0]] = self._named(parts[: fields[0]], self.leading, LEADING)
         return Layout(parts)
@@ -138,16 +138,16 @@ class SpecialTokens:
             end = match.end()
         yield Text(part.text[end:])
 
-    def _stripped(self, before: Part | None, part: Part, behind: Part | None) -> Part:
+    def _stripped(self, before: Part | None, part: Part, after: Part | None) -> Part:
         """A part without the whitespace that special tokens beside it take away."""
-        if isinstance(part, Text) and isinstance(before, Special) and before.name in self.strip_behind:
+        if isinstance(part, Text) and isinstance(before, Special) and before.name in self.strip_after:
             part = Text(part.text.lstrip())
-        if isinstance(part, Text) and isinstance(behind, Special) and behind.name in self.strip_before:
+        if isinstance(part, Text) and isinstance(after, Special) and after.name in self.strip_before:
             part = Text(part.text.rstrip())
         return part
 
     def _named(self, parts: list[Part], ids: tuple[int, ...], name: str) -> list[Part]:
-        """The parts with the special tokens ``ids``, which stand next to each other, as one part of this name."""
+        """The parts with the special tokens ``ids``, which are next to each other, as one part of this name."""
         size = len(ids)
         for start in range(len(parts) - size + 1) if size else ():
             stretch = parts[start : start + size]
@@ -169,9 +169,9 @@ class PlacedLayout:
     Attributes:
         head: rows and special tokens in front of the text that is tokenized.
         text: what is tokenized, with the rows and special tokens inside.
-        foot: rows and special tokens behind it.
+        foot: rows and special tokens after it.
         prefix_slots: how many slots of the text belong to the static prefix: those before the first field up to the
-            last rows, and the special tokens directly behind these.
+            last rows, and the special tokens directly after these.
     """
 
     head: tuple[Rows | Tokens, ...]
@@ -191,24 +191,24 @@ def place(
     layout: Layout,
     specials: SpecialTokens,
     reading: Reading,
-    behind: Sequence[Field] = (),
+    after: Sequence[Field] = (),
     end: tuple[int, ...] = (),
 ) -> PlacedLayout:
     """Put a tokenizer's special tokens in their places.
 
-    What stands behind rows and the leading tokens is tokenized as if nothing stood before it, and what stands before
+    What comes after rows and the leading tokens is tokenized as if nothing came before it, and what comes before
     the trailing tokens as if nothing came: as PEFT's prompts, and as the tokenizer alone reads the text.
 
     Args:
         layout: the prompt's layout.
         specials: the tokenizer's special tokens.
         reading: how the text is read.
-        behind: fields that continue the prompt's text.
-        end: ids to stand behind all of it.
+        after: fields that continue the prompt's text.
+        end: ids to come after all of it.
 
     """
     placer = _Placer(specials, reading)
-    head, parts = placer.head([*specials.recognize(layout).parts, *behind])
+    head, parts = placer.head([*specials.recognize(layout).parts, *after])
     parts, foot = placer.foot(parts)
     return PlacedLayout(tuple(head), Layout(placer.with_ids(parts)), (*foot, *([Tokens(end)] if end else [])))
 
@@ -221,7 +221,7 @@ class _Placer:
     reading: Reading
 
     def head(self, parts: list[Part]) -> tuple[list[Rows | Tokens], list[Part]]:
-        """What stands in front of the text, and the rest."""
+        """What comes in front of the text, and the rest."""
         if Special(LEADING) not in parts:
             is_added = self.reading.add_special_tokens and bool(self.specials.leading)
             return [Tokens(self.specials.leading)] if is_added else [], parts
@@ -230,7 +230,7 @@ class _Placer:
         return ([], parts) if slots is None else (slots, parts[stop:])
 
     def foot(self, parts: list[Part]) -> tuple[list[Part], list[Rows | Tokens]]:
-        """The rest, and what stands behind the text."""
+        """The rest, and what comes after the text."""
         if Special(TRAILING) not in parts:
             is_added = self.reading.add_special_tokens and not self.reading.is_continued
             return parts, [Tokens(self.specials.trailing)] if is_added and self.specials.trailing else []

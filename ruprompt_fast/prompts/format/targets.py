@@ -1,4 +1,4 @@
-"""A prompt's text with the text to generate behind it, tokenized as one."""
+"""A prompt's text with the text to generate after it, tokenized as one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TextWithTarget:
     Attributes:
         input_ids: the ids, special tokens of the tokenizer included.
         target_start: the first of the target's tokens; one that joins it with the text before it is the target's.
-        target_stop: behind its last token, the end token included.
+        target_stop: after its last token, the end token included.
         fields_start: the first token that holds something of a field or of the target.
-        prefix_len: how many ids stand before the first field, up to and including the last soft row there.
+        prefix_len: how many ids come before the first field, up to and including the last soft row there.
         spans: the tokens of every field.
     """
 
@@ -44,7 +44,7 @@ class TextWithTarget:
     spans: Mapping[str, TokenSpan]
 
     def begin_with(self, token_ids: Sequence[int]) -> None:
-        """Put these ids in front of a target before which nothing stands."""
+        """Put these ids in front of a target before which nothing comes."""
         self.input_ids[:0] = token_ids
         self.target_start += len(token_ids)
         self.target_stop += len(token_ids)
@@ -116,7 +116,7 @@ def tokenize_with_targets(
 def tokenize_decoder_targets(targets: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The ids that an encoder-decoder generates: each target as plain text, between what the tokenizer puts around one.
 
-    The end-of-text token stands behind every target, once, also where the tokenizer leaves it to its users.
+    The end-of-text token comes after every target, once, also where the tokenizer leaves it to its users.
 
     Raises:
         UnsupportedModelError: the tokenizer has no end-of-text token, or reads the same text in two ways.
@@ -136,7 +136,7 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _around_targets(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts in front of a text to generate, such as the language's token, and behind it."""
+    """What the tokenizer puts in front of a text to generate, such as the language's token, and after it."""
     text: list[int] = tokenizer(text_target=_PROBE, add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer(text_target=_PROBE)["input_ids"]
     for start in range(len(whole) - len(text) + 1):

@@ -1,4 +1,4 @@
-"""Templates: where the soft rows, the literal text and the fields of a prompt stand.
+"""Templates: where the soft rows, the literal text and the fields of a prompt are.
 
 Two notations describe the same layout. A *template* is what people write::
 
@@ -7,10 +7,10 @@ Two notations describe the same layout. A *template* is what people write::
     <P*60><bos>{text}         rows, the tokenizer's beginning-of-text token, the field
 
 ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. ``<|leading|>`` and
-``<|trailing|>`` say where the tokens stand that the tokenizer itself puts around every text, if not around all of it.
+``<|trailing|>`` say where the tokens are that the tokenizer itself puts around every text, if not around all of it.
 
 A *compiled template* has one marker token per row, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what the
-text form of a prompt is made from. It belongs to one tokenizer, whose tokens' own texts stand in it, and is taken at
+text form of a prompt is made from. It belongs to one tokenizer, whose tokens' own texts appear in it, and is taken at
 its word: where it holds no ``<|leading|>``, the tokenizer adds its tokens at the beginning, as in ruPrompts. Both
 notations follow ``str.format``: ``{{`` and ``}}`` are literal braces.
 """
@@ -49,7 +49,7 @@ BEGIN, END = "<bos>", "<eos>"
 """The tokenizer's beginning-of-text and end-of-text token in a template."""
 
 LEADING, TRAILING = "<|leading|>", "<|trailing|>"
-"""The special tokens that the tokenizer puts in front of every text, and behind it."""
+"""The special tokens that the tokenizer puts in front of every text, and after it."""
 
 # A key holds neither the beginning nor the end of a marker, so that every marker reads in one way.
 _KEY = rf"(?:(?!<\|\[|P\|>).){{0,{MAX_KEY_CHARS}}}?"
@@ -218,7 +218,7 @@ def _check_rows(count: int) -> None:
 
 
 def _check_ends(parts: Sequence[TemplatePart], template: str) -> None:
-    """Check that what a tokenizer puts around a text stands around the fields, once.
+    """Check that what a tokenizer puts around a text is around the fields, once.
 
     Raises:
         TemplateError: it does not.
@@ -230,8 +230,8 @@ def _check_ends(parts: Sequence[TemplatePart], template: str) -> None:
             (place < min(fields)) if name == LEADING else (place > max(fields)) for place in places if fields
         )
         if len(places) > 1 or not is_outside:
-            side = "before the first" if name == LEADING else "behind the last"
-            raise TemplateError(f"{name} stands once in a template, {side} field; found {shown(template)}.")
+            side = "before the first" if name == LEADING else "after the last"
+            raise TemplateError(f"{name} appears once in a template, {side} field; found {shown(template)}.")
 
 
 def _checked_name(name: str, spec: str | None, conversion: str | None, template: str) -> str:

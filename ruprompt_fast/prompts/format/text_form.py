@@ -24,8 +24,8 @@ class TextForm:
         marker: what to write for a row.
 
     Raises:
-        TextFormError: rows stand before special tokens that the tokenizer adds in front of the whole text, or text
-            stands behind those that it adds at its end; or the layout holds special tokens, and the tokenizer reads
+        TextFormError: rows come before special tokens that the tokenizer adds in front of the whole text, or text
+            comes after those that it adds at its end; or the layout holds special tokens, and the tokenizer reads
             their texts as text.
     """
 
@@ -98,8 +98,8 @@ def _written(part: Part) -> Part:
 def _stripped_pattern(specials: SpecialTokens, own: Collection[str]) -> re.Pattern[str] | None:
     """Whitespace that is taken away by one of these special tokens; None if none of them does."""
     before = [rf"\s{re.escape(token)}" for token in own if token in specials.strip_before]
-    behind = [rf"{re.escape(token)}\s" for token in own if token in specials.strip_behind]
-    return re.compile("|".join([*before, *behind])) if before or behind else None
+    after = [rf"{re.escape(token)}\s" for token in own if token in specials.strip_after]
+    return re.compile("|".join([*before, *after])) if before or after else None
 
 
 def _check_tokens(layout: Layout, specials: SpecialTokens) -> None:
@@ -114,9 +114,9 @@ def _check_tokens(layout: Layout, specials: SpecialTokens) -> None:
 def _check_order(layout: Layout, specials: SpecialTokens) -> None:
     parts = list(layout.parts)
     before = parts[: parts.index(Special(LEADING))] if Special(LEADING) in parts else []
-    behind = parts[parts.index(Special(TRAILING)) + 1 :] if Special(TRAILING) in parts else []
+    after = parts[parts.index(Special(TRAILING)) + 1 :] if Special(TRAILING) in parts else []
     stands_alone = specials.marks_beginning and all(isinstance(part, Rows | Special) for part in before)
-    if (before and (specials.leading or stands_alone)) or (behind and specials.trailing):
+    if (before and (specials.leading or stands_alone)) or (after and specials.trailing):
         raise TextFormError(
             "this prompt has no text form: the tokenizer puts its special tokens around the whole text, and the "
             f"prompt's template says {shown(layout.compiled('<P>'))}. Use prompt.tokenize() or format.encode(); or "

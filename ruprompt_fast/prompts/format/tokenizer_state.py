@@ -1,4 +1,4 @@
-"""What is known about a tokenizer: made once, and anew when the tokenizer has changed."""
+"""What is known about a tokenizer: made once, and again when the tokenizer has changed."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ class TokenizerState:
         """The tokenizer's special tokens."""
         if self._specials is None:
             private = self.private(tokenizer, PROMPT_TOKEN)
-            behind, alone = private.tokenize([private.special_marker + _PROBE, _PROBE], with_spans=False)
+            after, alone = private.tokenize([private.special_marker + _PROBE, _PROBE], with_spans=False)
             self._specials = SpecialTokens(
                 self._special_ids,
                 tokenizer.bos_token,
                 tokenizer.eos_token,
                 private.leading,
                 private.trailing,
-                marks_beginning=behind.ids[1:] != alone.ids,
+                marks_beginning=after.ids[1:] != alone.ids,
                 are_read=not tokenizer.split_special_tokens,
                 strip_before=frozenset(content for content, (_, token) in self._special.items() if token.lstrip),
-                strip_behind=frozenset(content for content, (_, token) in self._special.items() if token.rstrip),
+                strip_after=frozenset(content for content, (_, token) in self._special.items() if token.rstrip),
             )
         return self._specials
 
@@ -94,7 +94,7 @@ _states_lock = threading.Lock()
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> TokenizerState:
-    """The state of a tokenizer, made anew after tokens or special tokens of the tokenizer have changed."""
+    """The state of a tokenizer, made again after tokens or special tokens of the tokenizer have changed."""
     fingerprint = _fingerprint(tokenizer)
     state = _states.get(tokenizer)
     if state is None or state.fingerprint != fingerprint:

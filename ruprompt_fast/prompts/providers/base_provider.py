@@ -60,7 +60,7 @@ class BasePromptProvider(nn.Module, abc.ABC):
         """Tell the provider which model the prompt is for, before :meth:`initialize`; deep prompts need to know.
 
         Raises:
-            UnsupportedModelError: the prompt cannot stand before this model's text.
+            UnsupportedModelError: the prompt cannot come before this model's text.
             PromptMismatchError: the provider has rows already, which are for another model.
         """
 

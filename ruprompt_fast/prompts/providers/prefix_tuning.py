@@ -1,4 +1,4 @@
-"""Deep prompts: keys and values for every layer, which stand before the text (prefix tuning, Li and Liang 2021)."""
+"""Deep prompts: keys and values for every layer, which come before the text (prefix tuning, Li and Liang 2021)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODES = ("vocab", "random", "text")
 class PrefixTuningProvider(BasePromptProvider):
     """Keys and values of every layer, trained directly or through a two-layer network.
 
-    The prompt stands at positions 0 to rows - 1, before the text and its special tokens. A row holds the keys and
+    The prompt is at positions 0 to rows - 1, before the text and its special tokens. A row holds the keys and
     values of one position, by layer and key before value: PEFT's layout of prefix tuning. Keys are what the model's
     cache holds, so nothing rotates them any more.
 

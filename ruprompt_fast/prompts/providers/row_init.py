@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ruprompt_fast.errors import PromptInitError, PromptLengthError, PromptTooLongError, shown
 from ruprompt_fast.precision import training_dtype
-from ruprompt_fast.prompts.format.init_texts import ids_alone, ids_behind_text
+from ruprompt_fast.prompts.format.init_texts import ids_after_text, ids_alone
 from ruprompt_fast.prompts.format.template import is_marker
 from ruprompt_fast.prompts.format.texts import is_text
 from ruprompt_fast.prompts.providers.init_mode import InitMode
@@ -143,7 +143,7 @@ class RowInit:
 
     def _ids(self, text: str) -> list[int]:
         """The ids of a text: one that begins with a space or a line end goes on with another, others stand alone."""
-        ids = (ids_behind_text if text[:1].isspace() else ids_alone)(text, self._need_tokenizer())
+        ids = (ids_after_text if text[:1].isspace() else ids_alone)(text, self._need_tokenizer())
         if not ids:
             raise PromptInitError(f"the text {shown(text)} has no tokens to initialize rows from.")
         return ids
@@ -169,7 +169,7 @@ class RowInit:
         """The most frequent tokens, by id: trainers number tokens in the order in which they found them.
 
         Byte-pair encoding merges the most frequent pair first, WordPiece and Unigram vocabularies are sorted by count
-        and score. What stands before the first of these says nothing: special and added tokens, placeholders, and the
+        and score. What comes before the first of these says nothing: special and added tokens, placeholders, and the
         single bytes of byte-level vocabularies are left out.
         """
         tokenizer = self._need_tokenizer()

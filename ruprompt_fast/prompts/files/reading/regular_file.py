@@ -74,7 +74,7 @@ class RegularFile:
 
 @contextmanager
 def open_regular(path: Path, max_bytes: int | None, what: str = "a file") -> Iterator[RegularFile]:
-    """Open a file for reading; it is closed behind the block.
+    """Open a file for reading; it is closed after the block.
 
     Args:
         path: the file; links are followed.

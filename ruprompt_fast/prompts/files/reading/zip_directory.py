@@ -1,4 +1,4 @@
-"""The directory of a zip archive as ``torch.save`` writes it: stored records, one behind the other."""
+"""The directory of a zip archive as ``torch.save`` writes it: stored records, one after the other."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def zip_records(file: RegularFile) -> dict[str, Record]:
 
 def _directory_place(file: RegularFile) -> tuple[int, int]:
     """Where the directory begins, and how long it is; both within the file."""
-    end = file.size - _END.size  # torch writes no comment behind it
+    end = file.size - _END.size  # torch writes no comment after it
     magic, *_, size, start, comment = _END.unpack(file.read(end, _END.size))
     if magic != b"PK\x05\x06" or comment:
         raise file.broken("its zip directory is missing")
@@ -116,7 +116,7 @@ def _long_values(extra: bytes, size: int, packed: int, offset: int, file: Regula
 
 
 def _data_start(file: RegularFile, offset: int) -> int:
-    """Where the bytes of a record begin, behind the header that stands before them."""
+    """Where the bytes of a record begin, after its header."""
     magic, *_, name_length, extra_length = _LOCAL.unpack(file.read(offset, _LOCAL.size))
     if magic != b"PK\x03\x04":
         raise file.broken("a record of its zip archive is malformed")
@@ -124,7 +124,7 @@ def _data_start(file: RegularFile, offset: int) -> int:
 
 
 def _check_places(places: list[tuple[int, int]], directory: int, file: RegularFile) -> None:
-    """Check that the records lie one behind the other, all of them before the directory."""
+    """Check that the records lie one after the other, all of them before the directory."""
     places.sort()
     for (_, end), (following, _) in zip(places, [*places[1:], (directory, 0)], strict=True):
         if end > following:
