@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ruprompt_fast.ops import AttentionPlan, kv_page_shapes, paged_attention, write_kv
+from ruprompt_fast.ops import kv_page_shapes, write_kv
+from ruprompt_fast.ops.cpu.paged_attention import AttentionTables, paged_attention_cpu
 
 HEADS, WIDTH = 12, 64
 SCALING = WIDTH**-0.5
@@ -39,17 +40,11 @@ class Data:
 
     def __init__(self, rows: int, context: int, dtype: torch.dtype, prefix: int = 0) -> None:
         self.query = torch.randn(rows, HEADS, WIDTH).to(dtype)
-        self.tables = self.block_tables(rows, context, prefix)
+        self.blocks = self.block_tables(rows, context, prefix)
         positions = torch.arange(context)
-        self.slots = (self.tables[:, positions // 16].long() * 16 + positions % 16).flatten()
-        self.plan = AttentionPlan(
-            query_starts=torch.arange(rows + 1, dtype=torch.int32),
-            context_lens=torch.full((rows,), context, dtype=torch.int32),
-            block_tables=self.tables,
-            write_slots=self.slots.view(rows, context)[:, -1].contiguous(),
-            max_query_len=1,
-            max_context_len=context,
-        )
+        self.slots = (self.blocks[:, positions // 16].long() * 16 + positions % 16).flatten()
+        starts, lens = torch.arange(rows + 1, dtype=torch.int32), torch.full((rows,), context, dtype=torch.int32)
+        self.tables = AttentionTables.of(starts.numpy(), lens.numpy(), self.blocks.numpy())
         layer_bytes = 2 * self.slots.numel() * HEADS * WIDTH * dtype.itemsize
         count = max(1, min(12, LAYER_BYTES // layer_bytes))
         self.layers = [self.layer(rows, context, prefix, dtype) for _ in range(count)]
@@ -64,14 +59,14 @@ class Data:
     def layer(self, rows: int, context: int, prefix: int, dtype: torch.dtype) -> Layer:
         keys, values = torch.randn(2, rows, HEADS, context, WIDTH).to(dtype)
         keys[:, :, :prefix], values[:, :, :prefix] = keys[0, :, :prefix], values[0, :, :prefix]
-        shapes = kv_page_shapes(self.tables.numel(), HEADS, WIDTH, WIDTH)
+        shapes = kv_page_shapes(self.blocks.numel(), HEADS, WIDTH, WIDTH)
         key_pages, value_pages = (torch.zeros(shape, dtype=dtype) for shape in shapes)
         packed = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (keys, values))
         write_kv(*packed, key_pages, value_pages, self.slots)
         return Layer(keys, values, key_pages, value_pages)
 
     def paged(self, layer: Layer) -> Tensor:
-        return paged_attention(self.query, layer.key_pages, layer.value_pages, self.plan, scaling=SCALING)
+        return paged_attention_cpu(self.query, layer.key_pages, layer.value_pages, self.tables, scaling=SCALING)
 
     def padded(self, layer: Layer) -> Tensor:
         return F.scaled_dot_product_attention(self.query[:, :, None], layer.keys, layer.values)[:, :, 0]

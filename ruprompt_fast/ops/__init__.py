@@ -1,16 +1,22 @@
-"""The operators: the only callers of compiled code, each beside its PyTorch reference."""
+"""The operators, all in one style.
 
+- ``ops/<name>.py`` says what an operator computes: a formula, the checks of its arguments, a reference in plain PyTorch
+  (``<name>_reference``), and which implementation a device takes, registered with torch where there is a gradient to
+  register or a compiler to satisfy, which costs microseconds of each call, and by a plain call elsewhere.
+- ``ops/cpu/<name>.py`` and ``ops/cuda/<name>.py`` hold the implementations, ``<name>_cpu`` and ``<name>_cuda``. They
+  take checked arguments, and only they call the compiled extension, oneDNN and the Triton kernels.
+- What an implementation prepares once for many calls is a class beside it, which its backend makes and uses directly
+  and which checks for itself: ``AttentionTables`` of a step, ``PackedWeight`` and ``Int8Weight`` of a frozen layer.
+- The layout of a tensor that only implementations read, such as the pages of keys and values, is theirs.
+
+An implementation never imports an operator that dispatches to it; what both need is in ``_checks`` and ``_errors``.
+"""
+
+from ruprompt_fast.ops.cpu.kv_pages import kv_page_shapes
 from ruprompt_fast.ops.cpu.memory import release_memory
 from ruprompt_fast.ops.cuda.id_errors import check_errors
 from ruprompt_fast.ops.frozen_linear import frozen_linear, frozen_linear_reference
-from ruprompt_fast.ops.kv_pages import (
-    PAGE_SIZE,
-    copy_pages,
-    copy_pages_reference,
-    kv_page_shapes,
-    write_kv,
-    write_kv_reference,
-)
+from ruprompt_fast.ops.kv_pages import copy_pages, copy_pages_reference, write_kv, write_kv_reference
 from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
 from ruprompt_fast.ops.shared_prefix_attention import (
@@ -23,7 +29,6 @@ from ruprompt_fast.ops.splice import splice, splice_reference
 
 __all__ = [
     "NO_PREFIX",
-    "PAGE_SIZE",
     "AttentionPlan",
     "PackedSequences",
     "check_errors",

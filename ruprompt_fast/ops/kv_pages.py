@@ -1,7 +1,7 @@
-"""Keys and values in pages of 16 tokens: their layout, writing new tokens, copying pages.
+"""Keys and values in pages: writing new tokens, copying pages.
 
-A *slot* is the place of one token: ``page * PAGE_SIZE + place in the page``. Keys lie with the tokens of a page side by
-side, so that one vector of 16 lanes holds one dimension of all of them.
+A *slot* is the place of one token: ``page * page_size + place in the page``. How a page lies in memory is the matter of
+the device's implementation, which gives views of its pages ``by_token``: ``[pages, page_size, kv_heads, dim]``.
 """
 
 from __future__ import annotations
@@ -12,16 +12,7 @@ from torch import Tensor
 from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops._checks import DTYPE_NAMES
 from ruprompt_fast.ops._errors import copy_error, slot_error
-from ruprompt_fast.ops.cpu.kv_pages import (
-    PAGE_SIZE,
-    by_token,
-    check_pages,
-    copy_pages_cpu,
-    kv_page_shapes,
-    write_kv_cpu,
-)
-
-__all__ = ["PAGE_SIZE", "copy_pages", "copy_pages_reference", "kv_page_shapes", "write_kv", "write_kv_reference"]
+from ruprompt_fast.ops.cpu.kv_pages import by_token, check_pages, copy_pages_cpu, write_kv_cpu
 
 
 def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
@@ -29,15 +20,17 @@ def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor,
 
     Semantics::
 
-        page, place = write_slots // 16, write_slots % 16
-        key_pages[page, :, :, place] = key
-        value_pages[page, :, place] = value
+        keys, values = by_token(key_pages, value_pages)
+        page, place = write_slots // page_size, write_slots % page_size
+        keys[page, place] = key
+        values[page, place] = value
 
     Args:
         key: ``[tokens, kv_heads, head_dim]``, any strides of the first two dimensions, the last one contiguous.
         value: ``[tokens, kv_heads, value_dim]``, likewise.
-        key_pages: ``[pages, kv_heads, head_dim, 16]``, contiguous; float32, bfloat16 or float16, as all four.
-        value_pages: ``[pages, kv_heads, 16, value_dim]``, contiguous.
+        key_pages: of the shape that :func:`~ruprompt_fast.ops.kv_page_shapes` gives, contiguous; float32, bfloat16 or
+            float16, as all four.
+        value_pages: likewise.
         write_slots: ``[tokens]``, int64, contiguous; no slot twice, or any of its tokens may win.
 
     Raises:
@@ -51,11 +44,12 @@ def write_kv(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor,
 def write_kv_reference(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
     """:func:`write_kv` in plain PyTorch: two indexed assignments."""
     _check_write(key, value, key_pages, value_pages, write_slots)
-    bad = ((write_slots < 0) | (write_slots >= key_pages.shape[0] * PAGE_SIZE)).nonzero()
-    if bad.numel():
-        raise slot_error(write_slots, int(bad[0]), key_pages.shape[0], PAGE_SIZE)
-    page, place = write_slots // PAGE_SIZE, write_slots % PAGE_SIZE
     keys, values = by_token(key_pages, value_pages)
+    num_pages, page_size = keys.shape[:2]
+    bad = ((write_slots < 0) | (write_slots >= num_pages * page_size)).nonzero()
+    if bad.numel():
+        raise slot_error(write_slots, int(bad[0]), num_pages, page_size)
+    page, place = write_slots // page_size, write_slots % page_size
     keys[page, place], values[page, place] = key, value
 
 

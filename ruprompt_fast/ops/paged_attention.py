@@ -20,7 +20,7 @@ class AttentionPlan:
         query_starts: int32 ``[rows + 1]``; row r's query tokens are ``query_starts[r] .. query_starts[r + 1] - 1`` of
             the packed batch.
         context_lens: int32 ``[rows]``; the row's tokens in the cache, its query tokens included, which are the last.
-        block_tables: int32 ``[rows, pages]``; each row's pages in order; what lies behind its context is not read.
+        block_tables: int32 ``[rows, pages]``; each row's pages in order; what comes after its context is not read.
         write_slots: int64 ``[tokens]``; where the query tokens' keys and values go.
         max_query_len: the largest number of query tokens of a row.
         max_context_len: the largest context, in tokens.
@@ -50,19 +50,24 @@ def paged_attention(
 
         end = c - q + j + 1
         seen = slice(max(0, end - sliding_window) if sliding_window else 0, end)
-        key = key_pages[block_tables[r]].transpose(2, 3) as [slots, kv_heads, head_dim], value likewise
+        key = by_token(key_pages)[block_tables[r]].flatten(0, 1)    # [slots, kv_heads, head_dim], value likewise
         scores = query[query_starts[r] + j, h] @ key[seen, h // (heads // kv_heads)].T * scaling
         scores = softcap * tanh(scores / softcap) if softcap else scores
         out[query_starts[r] + j, h] = scores.softmax(-1) @ value[seen, h // (heads // kv_heads)]
 
-    Products, softmax and sums run in float32; the result is rounded once. A token's result is the same to the bit
-    whatever other rows there are, however its row's tokens are divided over steps, and whatever the number of threads.
-    Pages that adjacent rows begin with alike are read once for all of them. Inference only: there is no gradient.
+    Products, softmax and sums run in float32; the result is rounded once. A token's result is bitwise
+    identical whatever other rows there are, however its row's tokens are divided over steps, and whatever the number of
+    threads. Pages that adjacent rows begin with alike are read once for all of them. Inference only: there is no
+    gradient.
+
+    This makes the CPU's tables of the plan at every call; a step makes
+    :class:`~ruprompt_fast.ops.cpu.paged_attention.AttentionTables` once for all layers.
 
     Args:
         query: ``[tokens, heads, head_dim]``, any strides of the first two dimensions, the last one contiguous.
-        key_pages: ``[pages, kv_heads, head_dim, 16]``, contiguous; float32, bfloat16 or float16, as all three.
-        value_pages: ``[pages, kv_heads, 16, value_dim]``, contiguous.
+        key_pages: of the shape that :func:`~ruprompt_fast.ops.kv_page_shapes` gives, contiguous; float32, bfloat16 or
+            float16, as all three.
+        value_pages: likewise.
         plan: the step's rows.
         scaling: what scores are multiplied by.
         sliding_window: how many of the last positions a token sees, itself among them; all without.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ruprompt_fast.ops.kv_pages import PAGE_SIZE
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 
 
 @dataclass

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.cache import HostPages, PrefixCache, PrefixEntry, prefix_key
 from ruprompt_fast.errors import IntegrityError, PromptLengthError, TensorArgumentError
-from ruprompt_fast.ops.kv_pages import PAGE_SIZE
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 from ruprompt_fast.prompts import KVShape
 
 LAYERS = [KVShape(1, 2, 3, 2), KVShape(1, 1, 2, 4)]

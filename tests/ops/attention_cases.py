@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ruprompt_fast.ops import PAGE_SIZE, AttentionPlan, kv_page_shapes, write_kv_reference
+from ruprompt_fast.ops import AttentionPlan, kv_page_shapes, write_kv_reference
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 
 
 class Heads(NamedTuple):

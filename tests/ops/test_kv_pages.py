@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ruprompt_fast.errors import PageIndexError, TensorArgumentError
 from ruprompt_fast.ops import (
-    PAGE_SIZE,
     copy_pages,
     copy_pages_reference,
     kv_page_shapes,
     write_kv,
     write_kv_reference,
 )
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ruprompt_fast.cache import HostPages, PageIndices, num_pages_of
 from ruprompt_fast.errors import SettingError, TensorArgumentError
-from ruprompt_fast.ops.kv_pages import PAGE_SIZE, copy_pages, kv_page_shapes, write_kv
+from ruprompt_fast.ops import copy_pages, write_kv
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE, kv_page_shapes
 from ruprompt_fast.prompts import KVShape
 
 

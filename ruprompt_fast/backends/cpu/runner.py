@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.integration import AttentionCall, AttentionSwitch, refuse_position_bias
-from ruprompt_fast.ops import AttentionPlan, paged_attention, write_kv
+from ruprompt_fast.ops import write_kv
+from ruprompt_fast.ops.cpu.paged_attention import AttentionTables, paged_attention_cpu
 from ruprompt_fast.sampling.rows import Chosen, SamplingRow
 from ruprompt_fast.sampling.sampler import Sampler
 
@@ -89,20 +90,14 @@ def _padded(values: npt.NDArray[np.int64], padding: int) -> Tensor:
 class _PagedAttending:
     """Attention of one step over the pages of a pool; the padding at its end attends to nothing."""
 
-    __slots__ = ("_num_tokens", "_padding", "_pages", "_plan")
+    __slots__ = ("_num_tokens", "_padding", "_pages", "_tables", "_write_slots")
 
     def __init__(self, pages: KVPool, batch: StepBatch, padding: int) -> None:
         self._pages = pages
         self._num_tokens = len(batch.input_ids)
         self._padding = padding
-        self._plan = AttentionPlan(
-            query_starts=torch.from_numpy(batch.query_starts),
-            context_lens=torch.from_numpy(batch.context_lens),
-            block_tables=torch.from_numpy(batch.block_tables),
-            write_slots=torch.from_numpy(batch.write_slots),
-            max_query_len=0,
-            max_context_len=0,
-        )
+        self._tables = AttentionTables.of(batch.query_starts, batch.context_lens, batch.block_tables)
+        self._write_slots = torch.from_numpy(batch.write_slots)
 
     def attend(self, call: AttentionCall) -> Tensor:
         refuse_position_bias(call)
@@ -110,12 +105,12 @@ class _PagedAttending:
         if self._padding:
             query, key, value = (part[: self._num_tokens] for part in (query, key, value))
         key_pages, value_pages = self._pages.keys[call.layer], self._pages.values[call.layer]
-        write_kv(key, value, key_pages, value_pages, self._plan.write_slots)
-        out = paged_attention(
+        write_kv(key, value, key_pages, value_pages, self._write_slots)
+        out = paged_attention_cpu(
             query,
             key_pages,
             value_pages,
-            self._plan,
+            self._tables,
             scaling=call.scaling,
             sliding_window=call.sliding_window,
             softcap=call.softcap,

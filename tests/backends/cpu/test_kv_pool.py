@@ -12,7 +12,8 @@ import torch
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.cache import HostPages
 from ruprompt_fast.errors import SettingError, TensorArgumentError
-from ruprompt_fast.ops.kv_pages import PAGE_SIZE, write_kv
+from ruprompt_fast.ops import write_kv
+from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 from ruprompt_fast.prompts import KVShape
 
 LAYERS = [KVShape(1, 2, 4, 6), KVShape(1, 1, 8), KVShape(1, 3, 5, 1)]
