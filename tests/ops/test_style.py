@@ -14,12 +14,17 @@ OPERATORS = [path for path in (PACKAGE / "ops").glob("*.py") if not path.name.st
 IMPLEMENTATIONS = sorted((PACKAGE / "ops").glob("c*/*.py"))
 
 
+class WithoutTypes(ast.NodeTransformer):
+    """Leaves out what is imported for annotations only."""
+
+    def visit_If(self, node: ast.If) -> ast.If | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+
 def imports(path: Path) -> set[str]:
-    """Every name that a module imports from the package, with the module it is from, whenever it does."""
+    """What a module imports from the package when it runs, functions included, as ``module.name``."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body.clear()
+    for node in ast.walk(WithoutTypes().visit(ast.parse(path.read_text(encoding="utf-8")))):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
