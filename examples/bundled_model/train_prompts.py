@@ -18,7 +18,7 @@ import torch
 from corpus import Work, pieces, read_proverbs, read_works
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ruprompt_fast import Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast import Prompt, TensorPromptProvider
 from ruprompt_fast.bundled import LABELS
 from ruprompt_fast.embedding import detach_prompts
 from ruprompt_fast.training import PromptTrainer, Task, recipe_for
@@ -99,7 +99,7 @@ def train(
     seed: int = 0,
 ) -> Prompt:
     """Train a prompt on a task."""
-    prompt = Prompt(PromptFormat(task.template), TensorPromptProvider(seed=seed))
+    prompt = task.new_prompt(TensorPromptProvider(seed=seed))
     recipe = recipe_for(prompt.provider)
     with tempfile.TemporaryDirectory() as folder:
         arguments = recipe.arguments(

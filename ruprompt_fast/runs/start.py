@@ -12,7 +12,7 @@ from ruprompt_fast import bundled
 from ruprompt_fast.dispatch.engine_options import MAX_THREADS
 from ruprompt_fast.dispatch.model_sources import load_model, load_tokenizer, weight_dtype_of
 from ruprompt_fast.errors import ConfigError, ContextLengthError, LabelError, shown
-from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.prompts import LSTMPromptProvider, MLPPromptProvider, Prompt, TensorPromptProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble, members_of
 from ruprompt_fast.prompts.format.layout import Rows as PromptRows
 from ruprompt_fast.prompts.format.layout import RowsFromText
@@ -167,7 +167,7 @@ def make_prompt(config: TrainConfig) -> Prompt | PromptEnsemble:
         sum(isinstance(part, PromptRows | RowsFromText) for part in parse_template(config.task.template))
     )
     if config.ensemble_size == 1:
-        return Prompt(PromptFormat(config.task.template), make_provider(config.provider, config.seed))
+        return config.task.new_prompt(make_provider(config.provider, config.seed))
     seeds = range(config.seed, config.seed + config.ensemble_size)
     return PromptEnsemble.of(config.task.template, lambda seed: make_provider(config.provider, seed), seeds)
 

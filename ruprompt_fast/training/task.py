@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
+from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.format.layout import Field, Layout, Text, field_names
 from ruprompt_fast.prompts.format.template import parse_template
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers, read_labels
 from ruprompt_fast.training.classes import find_class
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ruprompt_fast.prompts import BasePromptProvider
 
 Objective = Literal["text2text", "style", "classification"]
 
@@ -20,6 +26,9 @@ _STYLE_TARGET = "{text}"
 @dataclass(frozen=True)
 class Task:
     """One task: the prompt's template, what is to come out, and the columns that hold it.
+
+    The template is said here and nowhere else: :meth:`new_prompt` makes the prompt that is trained for the task, and
+    the task of a saved prompt is made with ``prompt.format.template``.
 
         >>> Task("<P*60>{text}<P*20>", target=" {summary}", columns={"text": "article"})
         >>> Task("<P*20>", "style")
@@ -72,6 +81,14 @@ class Task:
             )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise TaskError(f"max_tokens must be at least 1; found {shown(self.max_tokens)}.")
+
+    def new_prompt(self, provider: BasePromptProvider | nn.Module) -> Prompt:
+        """A prompt to train for the task, with its template.
+
+        Args:
+            provider: what makes the prompt's rows.
+        """
+        return Prompt(PromptFormat(self.template), provider)
 
     @property
     def fields(self) -> tuple[str, ...]:

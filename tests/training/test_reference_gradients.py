@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ruprompt_fast import LSTMPromptProvider, MLPPromptProvider, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast import LSTMPromptProvider, MLPPromptProvider, Prompt, TensorPromptProvider
 from ruprompt_fast.embedding import PromptSlot, SplicedEmbedding, attach_prompts, original_embedding
 from ruprompt_fast.prompts import BasePromptProvider, ModulePromptProvider
 from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
@@ -130,7 +130,7 @@ def training(
     """A prompt for each task, of random rows, attached to the frozen model."""
     torch.manual_seed(1)
     model.requires_grad_(False)
-    prompts = [Prompt(PromptFormat(task.template), make()) for task in tasks]
+    prompts = [task.new_prompt(make()) for task in tasks]
     for prompt in prompts:
         prompt.initialize(model, TOKENIZER)
         for parameter in prompt.provider.to(model.dtype).parameters():

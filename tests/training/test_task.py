@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, TemplateError
+from ruprompt_fast.prompts import TensorPromptProvider
 from ruprompt_fast.training.task import Task
 
 LABELS = {"v": " стихи", "p": " рассказ"}
@@ -19,6 +20,15 @@ def test_text2text() -> None:
     row = {"article": "длинно", "summary": "коротко", "other": 1}
     assert task.fields_of(row) == {"text": "длинно"}
     assert task.target_of(row) == " коротко!"
+
+
+def test_a_prompt_of_the_task() -> None:
+    task = Task("<P*6>{text}<P*2>", target=" {summary}")
+    provider = TensorPromptProvider(seed=1)
+    prompt = task.new_prompt(provider)
+    assert (prompt.format.template, prompt.format.fields) == (task.template, task.fields)
+    assert prompt.provider is provider
+    assert not prompt.is_initialized
 
 
 def test_style() -> None:

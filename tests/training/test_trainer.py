@@ -29,7 +29,6 @@ from ruprompt_fast import (
     LSTMPromptProvider,
     MLPPromptProvider,
     Prompt,
-    PromptFormat,
     TensorPromptProvider,
     Text2TextPreprocessor,
 )
@@ -405,7 +404,7 @@ def test_a_model_that_is_served_is_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
     task = Task("<P*3>{text}", target="{out}")
-    prompt = Prompt(PromptFormat(task.template), TensorPromptProvider())
+    prompt = task.new_prompt(TensorPromptProvider())
     rows = [{"text": "а", "out": "б"}]
 
     def trainer() -> PromptTrainer:
