@@ -34,8 +34,8 @@ _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp")
 # Names of what the process has open already, whatever that is: a terminal, a pipe, a file that a shell writes.
 _OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/[^/]+/fd/\d+")
 
-# What torch.save says in its RuntimeError where it cannot write.
-_TORCH_WRITER = "PytorchStreamWriter"
+# What torch.save says in its RuntimeError where it cannot write: a file that is begun, or its end.
+_TORCH_WRITER = re.compile("PytorchStreamWriter|iostream error")
 
 _READ_BYTES = 1 << 20
 
@@ -170,7 +170,7 @@ def naming_write_errors(path: Path) -> Iterator[None]:
     except RupromptError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+        if isinstance(error, RuntimeError) and not _TORCH_WRITER.search(str(error)):
             raise
         detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise FileWriteError(

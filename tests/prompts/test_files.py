@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts.tiny import WIDTH, tiny_model, tiny_tokenizer
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from ruprompt_fast.errors import (
@@ -25,9 +25,7 @@ from ruprompt_fast.errors import (
     UnknownArgumentError,
     UnsafeFileError,
 )
-from ruprompt_fast.file_writer import write_atomically
 from ruprompt_fast.prompts import LSTMPromptProvider, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.prompts.files.rows_file import write_rows
 
 ROWS = torch.arange(3 * WIDTH, dtype=torch.float32).reshape(3, WIDTH)
 
@@ -138,19 +136,6 @@ class TestWriting:
         with pytest.raises(UnknownArgumentError, match="repo_id"):
             prompt.save_pretrained(tmp_path / "new", repo_id="a/b")
         assert not (tmp_path / "new").exists()
-
-    def test_an_interrupted_write_leaves_the_old_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "rows.safetensors"
-        write_rows(ROWS, path)
-
-        def fail(file: Path) -> None:
-            file.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            write_atomically(path, fail)
-        assert torch.equal(load_file(path)["prompt_embeddings"], ROWS)
-        assert list(tmp_path.iterdir()) == [path]
 
 
 class TestReading:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import no_room_after
 from prompts.hostile_files import GOOD, write_files
 from prompts.tiny import tiny_model, tiny_tokenizer
 
@@ -47,19 +46,6 @@ def names(folder: Path) -> list[str]:
 
 def index(folder: Path, *members: str) -> None:
     (folder / "ensemble.json").write_text(str({"members": list(members)}).replace("'", '"'))
-
-
-@contextmanager
-def small_files() -> Iterator[None]:
-    """Within the block no file can have more than 100 bytes, as if the disk were full."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 class TestEnsembleRemovesOnlyItsOwn:
@@ -187,7 +173,7 @@ class TestFailures:
         ensemble.save_pretrained(tmp_path / "ensemble")
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         other = make_prompt(2, "<P*5>{text}")
-        with small_files():
+        with no_room_after(100):
             for save in (
                 lambda: other.save_pretrained(tmp_path / "prompt"),
                 lambda: PromptEnsemble([other]).save_pretrained(tmp_path / "ensemble"),

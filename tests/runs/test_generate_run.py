@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from full_disk import no_room_after
 from patience import wait_for
 from runs.run_cases import KIND, ensemble_folder, read_jsonl, task_of, trained, write_jsonl
-from runs.tiny_run import no_room_behind
 
 from ruprompt_fast import FastPromptModel, Prompt, bundled
 from ruprompt_fast.errors import (
@@ -263,7 +263,7 @@ class TestStreams:
         lines = whole.splitlines(keepends=True)
         room = len(b"".join(lines[:4])) + 5
         config = replace(config, output=str(Path(config.output).with_name("again.jsonl")))
-        with no_room_behind(room), pytest.raises(FileWriteError, match=r"again\.jsonl"):
+        with no_room_after(room), pytest.raises(FileWriteError, match=r"again\.jsonl"):
             generate(config)
         assert Path(config.output).read_bytes() == b"".join(lines[:4])
         assert generate(config).num_before == 4

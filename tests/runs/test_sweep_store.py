@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from runs.tiny_run import no_room_behind
+from full_disk import no_room_after
 
 from ruprompt_fast.errors import CheckpointError, FileWriteError
 from ruprompt_fast.runs.sweep_store import CellResult, open_store
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_results_whole(tmp_path: Path) -> None:
     with open_store(path) as store:
         store.append(FIRST)
         whole = path.read_bytes()
-        with no_room_behind(len(whole) + 30), pytest.raises(FileWriteError, match=r"results\.jsonl: cannot be written"):
+        with no_room_after(len(whole) + 30), pytest.raises(FileWriteError, match=r"results\.jsonl: cannot be written"):
             store.append(SECOND)
         assert path.read_bytes() == whole
         store.append(SECOND)
