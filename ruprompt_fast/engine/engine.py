@@ -151,11 +151,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts and sizes so far."""
         self._leave_cancelled()
+        pages = self._runner.pages
         return EngineStats(
             dict(self._scheduler.stats()),
             self._prefix_cache.stats(),
-            self._runner.pages.num_pages,
-            self._runner.pages.page_bytes,
+            pages.num_pages,
+            pages.page_size,
+            pages.page_bytes,
         )
 
     def check_integrity(self) -> None:

@@ -15,13 +15,15 @@ class EngineStats:
         scheduler: the scheduler's counts by name; ``prefix_hits`` and ``prefix_misses`` count requests that found their
             prefix on the device, or had to wait for it.
         prefix_cache: the prefix cache's.
-        num_pages: pages of the pool, of 16 tokens each.
+        num_pages: pages of the pool.
+        page_size: tokens of a page.
         page_bytes: bytes of a page over all layers.
     """
 
     scheduler: dict[str, int]
     prefix_cache: PrefixCacheStats
     num_pages: int
+    page_size: int
     page_bytes: int
 
 
