@@ -108,7 +108,7 @@ def _check_write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Ten
             f"key, value and write_slots must be on the CPU, as the pages are, not on {key.device}, {value.device} and "
             f"{write_slots.device}"
         )
-    if (key.stride(2) != 1 and head_dim > 1) or (value.stride(2) != 1 and value_dim > 1):
+    if (key.stride()[2] != 1 and head_dim > 1) or (value.stride()[2] != 1 and value_dim > 1):
         raise TensorArgumentError(
             f"the last dimension of key and value must be contiguous, but their strides are {key.stride()} and "
             f"{value.stride()}"

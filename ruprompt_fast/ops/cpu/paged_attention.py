@@ -136,7 +136,7 @@ def check_call(
         raise TensorArgumentError(
             f"query must be {key_pages.dtype} on the CPU, as the pages are, not {query.dtype} on {query.device}"
         )
-    if query.stride(2) != 1 and head_dim > 1:
+    if query.stride()[2] != 1 and head_dim > 1:
         raise TensorArgumentError(
             f"the last dimension of query must be contiguous, but its strides are {query.stride()}"
         )
