@@ -73,7 +73,7 @@ class PromptPipeline(TextGenerationPipeline):
         return super().__call__(inputs, **kwargs)
 
     def postprocess(self, model_outputs: Any, return_type: Any = ReturnType.FULL_TEXT, **kwargs: Any) -> Any:
-        """The texts as they read behind the input, as ``FastPromptModel`` gives them: with their first space.
+        """The texts as they read after the input, as ``FastPromptModel`` gives them: with their first space.
 
         Settings of the decoding, such as ``skip_special_tokens``, take transformers' own way.
         """
@@ -124,9 +124,9 @@ class PromptPipeline(TextGenerationPipeline):
 
 
 class TextGenerationWithPromptPipeline(PromptPipeline):
-    """Continues a text behind a prompt; task ``text-generation-with-prompt``.
+    """Continues a text after a prompt; task ``text-generation-with-prompt``.
 
-    A prompt without fields stands before the text; one with fields gets the text as its only field, or the field
+    A prompt without fields comes before the text; one with fields gets the text as its only field, or the field
     ``text``. The result holds the given text and its continuation.
 
     Args:
@@ -138,7 +138,7 @@ class TextGenerationWithPromptPipeline(PromptPipeline):
     default_generation_parameters: ClassVar[dict[str, Any]] = {"return_full_text": True, "do_sample": True}
 
     def preprocess(self, inputs: str | Mapping[str, str], **kwargs: Any) -> Any:
-        """Tokenize the prompt and the text behind it."""
+        """Tokenize the prompt and the text after it."""
         fields = self._fields(inputs)
         shown = fields.get(text_field(self.prompt.format.fields), "")
         encoded = self._read(fields if self.prompt.format.fields else {"text": shown}, shown, kwargs)

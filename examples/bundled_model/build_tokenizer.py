@@ -16,7 +16,7 @@ CONTEXT = 512
 
 
 def build(archive: Path) -> PreTrainedTokenizerFast:
-    """Train on every work that is not held out; verse and prose as they stand."""
+    """Train on every work that is not held out; verse and prose as they are."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

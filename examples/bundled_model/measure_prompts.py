@@ -26,7 +26,7 @@ NO_PROMPT = "(none)"
 def losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tensor | None, texts: list[str]
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy in nats and number of tokens of each text, behind ``<s>`` and the rows of a prompt.
+    """Summed cross entropy in nats and number of tokens of each text, after ``<s>`` and the rows of a prompt.
 
     The end of the text is one of its tokens.
     """

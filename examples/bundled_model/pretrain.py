@@ -66,7 +66,7 @@ def token_stream(works: list[Work], tokenizer: PreTrainedTokenizerBase, seed: in
 
 
 class Batches:
-    """Endless batches of about ``batch_tokens`` tokens; every epoch cuts and shuffles the works anew."""
+    """Endless batches of about ``batch_tokens`` tokens; every epoch cuts and shuffles the works again."""
 
     def __init__(self, works: list[Work], tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
         self._streams = (token_stream(works, tokenizer, seed=epoch) for epoch in itertools.count())
@@ -86,7 +86,7 @@ class Batches:
 
 
 def positions(rows: int, context: int) -> torch.Tensor:
-    """Position ids [rows, context]: every other short row stands in the second half of the model's context."""
+    """Position ids [rows, context]: every other short row is in the second half of the model's context."""
     shift = torch.arange(rows).remainder(2).mul(CONTEXT - context)
     return shift[:, None] + torch.arange(context)
 

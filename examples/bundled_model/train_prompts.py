@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 from ruprompt_fast import Prompt, TensorPromptProvider
 from ruprompt_fast.bundled import LABELS
 from ruprompt_fast.embedding import detach_prompts
-from ruprompt_fast.training import PromptTrainer, Task, recipe_for
+from ruprompt_fast.training import PromptTrainer, Task, prompt_for, recipe_for
 
 MODEL_NAME = "ruprompt-fast/ruslit-gpt2-7m"
 AUTHOR = "Gogol"
@@ -99,7 +99,7 @@ def train(
     seed: int = 0,
 ) -> Prompt:
     """Train a prompt on a task."""
-    prompt = task.new_prompt(TensorPromptProvider(seed=seed))
+    prompt = prompt_for(task, TensorPromptProvider(seed=seed))
     recipe = recipe_for(prompt.provider)
     with tempfile.TemporaryDirectory() as folder:
         arguments = recipe.arguments(

@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> None:
     outcome = generate(config)
     before = f", {outcome.num_before} of them were there before" if outcome.num_before else ""
     left_out = f"; {len(outcome.bad)} were left out" if outcome.bad else ""
-    # Results that go to standard output stand there alone.
+    # Results that go to standard output are there alone.
     Console(highlight=False, soft_wrap=True, stderr=is_stream(outcome.output)).print(
         f"{outcome.output}: {outcome.num_rows} rows{before}{left_out}; {outcome.seconds:.1f} seconds"
     )

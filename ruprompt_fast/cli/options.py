@@ -34,7 +34,7 @@ def _pairs(arguments: Sequence[str], keys: Sequence[str]) -> Iterator[str]:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not equals and (value := next(remaining, "--")).startswith("--"):
             raise ConfigError(
-                f"expected a value behind {argument}; found none. Write --{key}=VALUE for one that has --."
+                f"expected a value after {argument}; found none. Write --{key}=VALUE for one that has --."
             )
         yield f"{_full_key(key.replace('-', '_'), keys)}={value}"
 

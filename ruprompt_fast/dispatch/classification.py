@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_LABELS = 4096
 MAX_LABEL_TOKENS = 256
 MAX_LABEL_CHARS = 4096
-"""How many label words there may be, and how long one: each costs a pass over its tokens behind every request."""
+"""How many label words there may be, and how long one: each costs a pass over its tokens after every request."""
 
 # Rows of logits computed at a time: one takes 0.2 MB at a vocabulary of 50,000.
 _ROWS_AT_ONCE = 256
@@ -34,7 +34,7 @@ class Scorer(Protocol):
     """Something that runs requests for their logits."""
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
-        """[requests, len(continuation) + 1, vocabulary]: logits behind each request and each token behind it."""
+        """[requests, len(continuation) + 1, vocabulary]: logits after each request and each token after it."""
         ...
 
 
@@ -170,7 +170,7 @@ def _check_fits(config: PretrainedConfig, request: Request, words: WordsAfter, v
 
 
 def _scores(requests: Sequence[Request], label_ids: Sequence[Sequence[int]], runner: Scorer) -> Tensor:
-    """The log-probability of every word behind every request, [requests, words]."""
+    """The log-probability of every word after every request, [requests, words]."""
     scores = torch.zeros((len(requests), len(label_ids)))
     by_prefix: dict[tuple[int, ...], list[int]] = {}
     for column, ids in enumerate(label_ids):

@@ -46,7 +46,7 @@ class EvaluateConfig:
         generation: settings of generation, the fields of transformers' GenerationConfig; by default greedy.
         baselines: whether to measure too what the model does without the prompt, what a copy of the input gives, and
             what the instruction gives, and to compare.
-        instruction: a template with the prompt's fields that stands in the prompt's place, to compare with, such as
+        instruction: a template with the prompt's fields that takes the prompt's place, to compare with, such as
             "Rewrite politely: {text}".
         word_list: a UTF-8 file of word beginnings, one a line, whose share in the answers is measured; "obscene" names
             the small Russian list that comes with the package.
@@ -55,7 +55,7 @@ class EvaluateConfig:
         name: the configuration of a hub data set.
         split: the split of a hub data set.
         on_bad_row: whether a broken or too long row is an error or is left out and counted.
-        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        delimiter: what is between the values of a CSV or TSV file; by default a comma or a tab.
         quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
             for TSV.
         encoding: of text files; by default UTF-8, or what a mark at their beginning says.
@@ -107,7 +107,7 @@ class GenerateConfig:
         batch_size: rows that are answered, and written, together.
         seed: the seed of sampling.
         on_bad_row: whether a broken or too long row is an error or is left out and counted.
-        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        delimiter: what is between the values of a CSV or TSV file; by default a comma or a tab.
         quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
             for TSV.
         encoding: of a text file; by default UTF-8, or what a mark at its beginning says.

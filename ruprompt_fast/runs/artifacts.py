@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -50,10 +50,7 @@ def claimed_output(folder: Path, config: Any) -> Iterator[None]:
             it is.
         FileWriteError: it cannot be made.
     """
-    if not is_claimed(folder):
-        check_output(folder, config)
-    with owning_folder(folder):
-        check_output(folder, config)
+    with checked_and_owned(folder, lambda: check_output(folder, config)):
         remove_unfinished(folder)
         try:
             yield
@@ -62,9 +59,23 @@ def claimed_output(folder: Path, config: Any) -> Iterator[None]:
                 _remove_if_empty(folder / CHECKPOINTS)
 
 
-def is_claimed(folder: Path) -> bool:
-    """Whether a run owns the folder, or did when it was killed."""
-    return (folder / LOCK_FILE).exists()
+@contextmanager
+def checked_and_owned(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Own a folder that passes a check; one that is refused is left as it is.
+
+    Args:
+        folder: the folder.
+        check: refuses it. Called before the folder is touched, unless another run owns it or did when it was killed,
+            and again when it is ours.
+
+    Raises:
+        OutputInUseError: another run owns it; and what ``check`` raises.
+    """
+    if not (folder / LOCK_FILE).exists():
+        check()
+    with owning_folder(folder):
+        check()
+        yield
 
 
 def check_output(folder: Path, config: Any) -> None:
@@ -110,7 +121,7 @@ def check_can_make(path: Path) -> None:
     """Check that a file or folder that is not there can be made, before anything is computed for it.
 
     Raises:
-        ConfigError: it would stand in a file, or in a folder that may not be written to.
+        ConfigError: it would be in a file, or in a folder that may not be written to.
     """
     if path.exists():
         return

@@ -35,7 +35,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class PlainTemplate:
-    """Text with fields that stands in the prompt's place.
+    """Text with fields that takes the prompt's place.
 
     Attributes:
         parts: texts and fields in order; special tokens are left out, the tokenizer adds its own.
@@ -84,7 +84,7 @@ def check_instruction(instruction: str | None, task: Task) -> None:
 def plain_templates(
     task: Task, instruction: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, PlainTemplate]:
-    """What stands in the prompt's place, by the baseline's name."""
+    """What takes the prompt's place, by the baseline's name."""
     found = {NO_PROMPT: PlainTemplate.of(task.template, tokenizer)}
     if instruction is not None:
         found[INSTRUCTION] = PlainTemplate.of(instruction, tokenizer)

@@ -23,6 +23,9 @@ _NUM_SEEDS = 2**32
 
 _SAVED = "prompt:"
 
+# Of several GPUs the process takes the first that it sees, or under torchrun its own.
+_TRAINING_DEVICES = (None, "cpu", "cuda", "cuda:0")
+
 
 @dataclass
 class ModelConfig:
@@ -61,7 +64,7 @@ class DataConfig:
         on_bad_row: whether a broken row is an error or is left out and counted.
         limit: how many rows to train on; all by default.
         validation_limit: how many rows to validate on; all by default.
-        delimiter: what stands between the values of a CSV or TSV file; by default a comma or a tab.
+        delimiter: what is between the values of a CSV or TSV file; by default a comma or a tab.
         quoting: standard for values in quotation marks, none where they are text; by default standard for CSV, none
             for TSV.
         encoding: of text files; by default UTF-8, or what a mark at their beginning says.
@@ -125,7 +128,7 @@ class ProviderConfig:
 
     def _check_saved(self) -> None:
         if not self.start:
-            raise ConfigError(f"provider.init must name a folder behind {_SAVED}; found {shown(self.init)}.")
+            raise ConfigError(f"provider.init must name a folder after {_SAVED}; found {shown(self.init)}.")
         # What a network made is saved; the network is not.
         if self.kind not in ("tensor", "prefix") or self.hidden_dim is not None:
             raise ConfigError(
@@ -234,6 +237,11 @@ class TrainConfig:
             raise ConfigError(
                 "model.dtype=int8 cannot be trained on: quantized layers give no gradients. Train with float32 or "
                 "bfloat16; the prompt can be served with int8."
+            )
+        if self.model.device not in _TRAINING_DEVICES:
+            raise ConfigError(
+                f"model.device must be cpu or cuda in training; found {shown(self.model.device)}. Choose a GPU with "
+                "CUDA_VISIBLE_DEVICES."
             )
         if self.provider.start is not None and self.ensemble_size > 1:
             raise ConfigError("an ensemble whose prompts start from the same rows has equal ones; set ensemble_size=1.")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ruprompt_fast.errors import OutputExistsError, TaskError
 from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.prompts.ensemble import load_prompt, members_of
 from ruprompt_fast.runs.answer_config import EvaluateConfig
-from ruprompt_fast.runs.artifacts import check_can_make, has_only, is_claimed, write_metrics
+from ruprompt_fast.runs.artifacts import check_can_make, checked_and_owned, has_only, write_metrics
 from ruprompt_fast.runs.baselines import check_instruction
 from ruprompt_fast.runs.data.row_format import RowFormat
 from ruprompt_fast.runs.data.rows import load_rows
@@ -23,7 +22,7 @@ from ruprompt_fast.runs.metrics import check_can_measure
 from ruprompt_fast.runs.serving import check_settings, find_model, find_task
 from ruprompt_fast.runs.start import fitting_rows, load_frozen
 from ruprompt_fast.runs.word_lists import OBSCENE, read_word_list
-from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
+from ruprompt_fast.training.ownership import LOCK_FILE
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -43,24 +42,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     started = time.monotonic()
     folder = None if config.output is None else Path(config.output).expanduser()
-    with nullcontext() if folder is None else _claimed(folder):
+    with nullcontext() if folder is None else checked_and_owned(folder, lambda: _check_output(folder)):
         found = _evaluate(config)
         if folder is not None:
             _write(folder, found)
     return replace(found, seconds=time.monotonic() - started)
 
 
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Own a folder that is not there, or holds what an evaluation that was killed left."""
-    if not is_claimed(folder):
-        _check_output(folder)
-    with owning_folder(folder):
-        _check_output(folder)
-        yield
-
-
 def _check_output(folder: Path) -> None:
+    """Refuse a folder that is there, unless it only holds what an evaluation that was killed left."""
     check_can_make(folder)
     if folder.exists() and not has_only(folder, LOCK_FILE, PREDICTIONS_FILE):
         raise OutputExistsError(f"{folder}: expected no such folder; found one. Choose another output.")

@@ -62,7 +62,7 @@ def generate(config: GenerateConfig) -> GenerateOutcome:
     A prompt without fields continues the column ``text``, or begins by itself where a row has none. Every line of the
     output is the input's row with ``output``, the generated text, added (a list of texts with ``num_return_sequences``
     above 1); for a classification ``output`` is the label word, ``label`` its class, and ``scores`` has every class's
-    probability. Rows are written batch by batch. A run that was killed and is started again goes on behind the last
+    probability. Rows are written batch by batch. A run that was killed and is started again goes on after the last
     whole batch; every row has a seed of its own, so the file becomes what it would have been.
 
     Raises:

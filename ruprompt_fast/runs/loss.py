@@ -13,12 +13,12 @@ import torch
 
 from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
-from ruprompt_fast.errors import MissingDependencyError
 from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.prompts.format.layout import Rows, RowsFromText, field_names
 from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.prompts.format.template import parse_template
+from ruprompt_fast.runs.settings import check_accelerate
 from ruprompt_fast.training.attaching import attach_for_training, collect_prompts, detach, make_encoders
 from ruprompt_fast.training.datasets import encode_rows
 from ruprompt_fast.training.examples import ExampleEncoder
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ruprompt_fast.training.runners import Runner
     from ruprompt_fast.training.task import Task
 
-# Text in front of it and behind it is tokenized apart, as on both sides of a prompt's rows.
+# Text before it and after it is tokenized apart, as on both sides of a prompt's rows.
 _BOUNDARY = "<P*1>"
 
 _MIN_PARTS = 50
@@ -105,7 +105,7 @@ def loss_of_text(
 ) -> TaskLoss:
     """As :func:`teacher_forced_loss`, with a template without soft rows in the prompt's place.
 
-    The targets have the tokens that they have behind the prompt, where the losses can be compared.
+    The targets have the tokens that they have after the prompt, where the losses can be compared.
 
     Raises:
         ContextLengthError: a row does not fit.
@@ -141,7 +141,7 @@ def _without_rows(example: Example, first_row_id: int) -> Example:
     return {
         **example,
         "input_ids": [ids[place] for place in kept],
-        # Nothing stands before the first id to generate it from.
+        # Nothing comes before the first id to generate it from.
         "labels": [labels[place] if number else IGNORED_LABEL for number, place in enumerate(kept)],
         "prefix_len": sum(place < example["prefix_len"] for place in kept),
     }
@@ -155,12 +155,9 @@ def _loss(
     batch_size: int,
 ) -> TaskLoss:
     """The loss of encoded rows, in parts that depend on the rows alone."""
-    try:
-        from accelerate.utils import send_to_device
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the loss needs the package accelerate; install it with pip install 'ruprompt-fast[train]'."
-        ) from error
+    check_accelerate("the loss")
+    from accelerate.utils import send_to_device
+
     # The longest first, so that padding is short.
     order = sorted(range(len(rows)), key=lambda index: -sum(map(len, rows[index].values())))
     size = max(1, min(batch_size, math.ceil(len(rows) / _MIN_PARTS)))

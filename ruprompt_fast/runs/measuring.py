@@ -131,7 +131,7 @@ def _classification(
     chosen = [str(answer["label"]) for answer in answers]
     found.metrics["accuracy"] = accuracy(chosen, golds)
     others = {name: answering.classify_plain(_rendered(one, task, rows)) for name, one in plain.items()}
-    # The row's own columns stand apart: one of them is the class, by whatever name.
+    # The row's own columns are apart: one of them is the class, by whatever name.
     found.predictions[:] = [
         {"row": row, **answer, **_beside(others, index)}
         for index, (row, answer) in enumerate(zip(rows, answers, strict=True))

@@ -102,7 +102,7 @@ def _options(arguments: Sequence[str], kind: type) -> Iterator[str]:
                 yield f"--config={path}"
             continue
         if not equals and (value := next(remaining, "--")).startswith("--"):
-            raise ConfigError(f"expected a value behind {argument}; found none. Write {argument}=VALUE.")
+            raise ConfigError(f"expected a value after {argument}; found none. Write {argument}=VALUE.")
         if key == "config":
             _check_file(Path(value), kind)
         else:

@@ -48,7 +48,7 @@ class ResultFile:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def owned(self) -> AbstractContextManager[None]:
-        """Own the file, from before the first check to behind the last write.
+        """Own the file, from before the first check to after the last write.
 
         Raises:
             OutputInUseError: another run writes to it; the message names it.

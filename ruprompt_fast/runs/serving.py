@@ -111,7 +111,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     from transformers import GenerationConfig
 
     if "seed" in settings:
-        raise ConfigError("the seed stands beside the settings of generation, not among them; write seed=...")
+        raise ConfigError("the seed is beside the settings of generation, not among them; write seed=...")
     merged_config(None, GenerationConfig(), _of_transformers(settings))
 
 

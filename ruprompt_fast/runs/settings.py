@@ -17,7 +17,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from ruprompt_fast.errors import ConfigError, MissingDependencyError
-from ruprompt_fast.runs.artifacts import CHECKPOINTS
+from ruprompt_fast.runs.artifacts import CHECKPOINTS, check_can_draw
 from ruprompt_fast.runs.config import TrainConfig
 from ruprompt_fast.training.recipes import Recipe, recipe_for
 
@@ -39,27 +39,37 @@ def recipe_of(config: TrainConfig, provider: nn.Module) -> Recipe:
     return replace(recipe_for(provider, config.optimization.optim), **given)
 
 
-def check_can_train() -> None:
-    """Check that transformers' Trainer can be used.
+def check_packages(config: TrainConfig) -> None:
+    """Check that everything is installed that a run of training needs.
 
     Raises:
-        MissingDependencyError: accelerate is not installed.
+        ConfigError: a tracker is not known.
+        MissingDependencyError: a package is not installed.
+    """
+    check_accelerate("training")
+    check_can_draw()
+    _check_trackers(config.optimization.report_to)
+
+
+def check_accelerate(what: str) -> None:
+    """Check that accelerate is there, which transformers' Trainer needs.
+
+    Args:
+        what: what else needs it, in the message.
+
+    Raises:
+        MissingDependencyError: it is not installed.
     """
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "training needs the package accelerate; install it with pip install 'ruprompt-fast[train]'."
+            f"{what} needs the package accelerate; install it with pip install 'ruprompt-fast[train]'."
         ) from error
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Check that transformers can report to these.
-
-    Raises:
-        ConfigError: one is not known.
-        MissingDependencyError: the package of one is not installed.
-    """
+def _check_trackers(names: Sequence[str]) -> None:
+    """Check that transformers can report to these."""
     try:
         get_reporting_integration_callbacks(list(names))
     except ValueError as error:

@@ -23,8 +23,8 @@ from ruprompt_fast.prompts.providers.row_init import check_prompt_length
 from ruprompt_fast.runs.config import BUNDLED, DataConfig, ModelConfig, ProviderConfig, TrainConfig
 from ruprompt_fast.runs.data.row_format import RowFormat
 from ruprompt_fast.runs.data.rows import BadRow, Rows, load_rows, nearest, report_bad_rows
-from ruprompt_fast.training.classes import find_class
 from ruprompt_fast.training.examples import ExampleEncoder
+from ruprompt_fast.training.prompts import prompt_for
 from ruprompt_fast.training.task import Task
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def fitting_data(
     train_rows: Rows,
     validation_rows: Rows | None,
 ) -> tuple[Rows, Rows | None]:
-    """The rows of a run that fit behind its prompt, see :func:`fitting_rows`."""
+    """The rows of a run that fit after its prompt, see :func:`fitting_rows`."""
     prompt = members_of(make_prompt(config))[0]
     fitting = fitting_rows(train_rows, config.task, prompt, model, tokenizer)
     if validation_rows is None:
@@ -114,7 +114,7 @@ def fitting_data(
 def fitting_rows(
     rows: Rows, task: Task, prompt: Prompt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Rows:
-    """The rows that fit the model's context and ``max_tokens`` behind a prompt; the others are bad ones.
+    """The rows that fit the model's context and ``max_tokens`` after a prompt; the others are bad ones.
 
     Raises:
         TrainingDataError: none fits.
@@ -142,7 +142,7 @@ def _why_too_long(encoder: ExampleEncoder, row: Mapping[str, str]) -> str | None
 def row_encoder(
     task: Task, prompt: Prompt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ExampleEncoder:
-    """What encodes rows behind a prompt that need not be attached to the model."""
+    """What encodes rows after a prompt that need not be attached to the model."""
     prompt.format.initialize(tokenizer)
     return ExampleEncoder(
         task,
@@ -167,7 +167,7 @@ def make_prompt(config: TrainConfig) -> Prompt | PromptEnsemble:
         sum(isinstance(part, PromptRows | RowsFromText) for part in parse_template(config.task.template))
     )
     if config.ensemble_size == 1:
-        return config.task.new_prompt(make_provider(config.provider, config.seed))
+        return prompt_for(config.task, make_provider(config.provider, config.seed))
     seeds = range(config.seed, config.seed + config.ensemble_size)
     return PromptEnsemble.of(config.task.template, lambda seed: make_provider(config.provider, seed), seeds)
 
@@ -207,18 +207,14 @@ def _saved_provider(source: str, kind: str) -> BasePromptProvider:
 
 
 def _check_classes(rows: Rows, task: Task) -> None:
-    """Look for the class of every value in the rows, however the file writes it.
+    """Look for the class of every row before a model is loaded.
 
     Raises:
         LabelError: a value is none of the task's classes.
     """
-    if task.label_field is None:
-        return
-    known = list(task.labels or {})
-    found = dict.fromkeys(row[task.label_field] for row in rows.rows)
-    unknown = sorted(value for value in found if not find_class(value, known))
+    unknown = task.unknown_classes(rows.rows)
     if unknown:
         raise LabelError(
             f"{rows.source}: the column {task.label_field!r} holds the classes {shown(unknown)}, for which task.labels "
-            f"has no word; it has words for {shown(known)}."
+            f"has no word; it has words for {shown(list(task.labels or {}))}."
         )

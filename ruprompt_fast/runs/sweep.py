@@ -23,21 +23,20 @@ from ruprompt_fast.prompts.ensemble import members_of
 from ruprompt_fast.runs.artifacts import (
     CHECKPOINTS,
     CONFIG_FILE,
-    check_can_draw,
     check_can_make,
     check_output,
+    checked_and_owned,
     has_only,
-    is_claimed,
 )
 from ruprompt_fast.runs.config import TrainConfig, config_yaml
 from ruprompt_fast.runs.data.rows import Rows
-from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of
-from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt, row_encoder
+from ruprompt_fast.runs.settings import check_packages, recipe_of
+from ruprompt_fast.runs.start import fitting_data, load_data, make_prompt, row_encoder
 from ruprompt_fast.runs.sweep_grid import Cell, SkippedCell, SweepConfig, plan_cells
 from ruprompt_fast.runs.sweep_report import Quality, Report
 from ruprompt_fast.runs.sweep_store import CellResult, open_store
-from ruprompt_fast.runs.train import train_prompt, training_device
-from ruprompt_fast.training.ownership import LOCK_FILE, owning_folder
+from ruprompt_fast.runs.train import load_to_train, train_prompt
+from ruprompt_fast.training.ownership import LOCK_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,10 +87,7 @@ def sweep(config: SweepConfig, on_result: Callable[[CellResult, int, int], None]
     cells, skipped = plan_cells(config)
     folder = Path(config.output)
     _check(config, cells)
-    if not is_claimed(folder):
-        _check_output(folder)
-    with owning_folder(folder):
-        _check_output(folder)
+    with checked_and_owned(folder, lambda: _check_output(folder)):
         return _sweep(config, cells, skipped, on_result)
 
 
@@ -104,7 +100,7 @@ def _sweep(
     """:func:`sweep` in a folder that is ours."""
     folder = Path(config.output)
     train_rows, validation_rows = load_data(config.data, config.task)
-    model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
+    model, tokenizer = load_to_train(config)
     _check_first_values(cells, model, tokenizer)
     if config.data.on_bad_row == "skip":
         longest = max(cells, key=_length).config
@@ -123,7 +119,7 @@ def _sweep(
                 store.append(
                     _train(cell, digest, folder / CELLS / digest, model, tokenizer, train_rows, validation_rows)
                 )
-            # A cell may stand elsewhere in this grid than in the one that trained it.
+            # A cell may be elsewhere in this grid than in the one that trained it.
             results.append(replace(store.results[digest], axes=asdict(cell.axes)))
             if on_result is not None:
                 on_result(results[-1], number, len(cells))
@@ -180,9 +176,7 @@ def _check(config: SweepConfig, cells: Sequence[Cell]) -> None:
     """What can be checked without model and data."""
     if config.data.validation is None:
         raise ConfigError("a sweep compares prompts on rows that they did not train on; give data.validation.")
-    check_can_train()
-    check_can_draw()
-    check_trackers(config.optimization.report_to)
+    check_packages(config)
     for cell in cells:
         make_prompt(cell.config)
 
@@ -203,7 +197,7 @@ def _check_first_values(cells: Sequence[Cell], model: PreTrainedModel, tokenizer
 def _check_longest(
     cells: Sequence[Cell], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows | None
 ) -> None:
-    """Encode the rows behind the longest prompt.
+    """Encode the rows after the longest prompt.
 
     Raises:
         ContextLengthError, TaskError, LabelError: a row cannot be trained on.
@@ -250,7 +244,7 @@ def _continued(config: TrainConfig, folder: Path) -> TrainConfig:
         check_output(folder, resumed)
     except CheckpointError as error:  # interrupted before it began, or under other settings that do not count
         aside = next(path for path in _names_aside(folder) if not path.exists())
-        _logger.warning("%s: the cell is trained anew, what was there is in %s now (%s)", folder, aside.name, error)
+        _logger.warning("%s: the cell is trained again, what was there is in %s now (%s)", folder, aside.name, error)
         folder.rename(aside)
         return replace(config, resume=False)
     return resumed

@@ -86,7 +86,7 @@ def open_store(path: Path) -> Iterator[ResultStore]:
 
 
 def _read(file: RawIOBase, path: Path) -> Iterator[CellResult]:
-    """The results in a file, which is set to go on behind them."""
+    """The results in a file, which is set to go on after them."""
     file.seek(0)
     content = file.readall()
     complete = content.rfind(b"\n") + 1

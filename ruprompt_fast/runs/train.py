@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,12 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from ruprompt_fast.embedding import detach_prompts
-from ruprompt_fast.errors import ConfigError
 from ruprompt_fast.file_writer import write_text
 from ruprompt_fast.prompts import Prompt
 from ruprompt_fast.prompts.ensemble import PromptEnsemble, load_prompt, members_of
 from ruprompt_fast.runs.artifacts import (
     CARD_FILE,
     begin,
-    check_can_draw,
     check_output,
     claimed_output,
     draw_curve,
@@ -35,7 +34,7 @@ from ruprompt_fast.runs.card import TrainedPrompt, model_card
 from ruprompt_fast.runs.config import TrainConfig
 from ruprompt_fast.runs.data.rows import Rows
 from ruprompt_fast.runs.measures import Clock, FirstSteps, figures_of, seconds_of
-from ruprompt_fast.runs.settings import check_can_train, check_trackers, recipe_of, training_arguments
+from ruprompt_fast.runs.settings import check_packages, recipe_of, training_arguments
 from ruprompt_fast.runs.start import fitting_data, load_data, load_frozen, make_prompt
 from ruprompt_fast.training.trainer import PromptTrainer
 
@@ -79,19 +78,7 @@ def train(config: TrainConfig) -> TrainOutcome:
         DivergenceError: the loss is not a number, or ran away.
         MissingDependencyError: a package of the extra ``train`` is not installed.
     """
-    with _claimed(config):
-        if _is_known(config):
-            return finished_run(config)
-        check_can_train()
-        check_can_draw()
-        check_trackers(config.optimization.report_to)
-        training_device(config)
-        make_prompt(config)
-        train_rows, validation_rows = load_data(config.data, config.task)
-        model, tokenizer = load_frozen(replace(config.model, device=training_device(config)))
-        if config.data.on_bad_row == "skip":
-            train_rows, validation_rows = fitting_data(config, model, tokenizer, train_rows, validation_rows)
-        return _train(config, model, tokenizer, train_rows, validation_rows)
+    return _in_its_folder(config, partial(_load_and_train, config))
 
 
 def train_prompt(
@@ -103,7 +90,7 @@ def train_prompt(
     *,
     is_quiet: bool = False,
 ) -> TrainOutcome:
-    """The part of :func:`train` behind loading, for runs that share a model and its data.
+    """The part of :func:`train` after loading, for runs that share a model and its data.
 
     Args:
         config: the configuration; its ``model`` and ``data`` are only written down.
@@ -116,10 +103,35 @@ def train_prompt(
     Raises:
         See :func:`train`.
     """
+    return _in_its_folder(config, partial(_train, config, model, tokenizer, train_rows, validation_rows, is_quiet))
+
+
+def load_to_train(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The frozen model and its tokenizer, on the first GPU that the process sees or, under torchrun, on its own.
+
+    Raises:
+        ConfigError: see :func:`~ruprompt_fast.runs.start.load_frozen`.
+    """
+    device = config.model.device
+    if device != "cpu" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return load_frozen(replace(config.model, device=device))
+
+
+def _in_its_folder(config: TrainConfig, run: Callable[[], TrainOutcome]) -> TrainOutcome:
+    """What a run gives in a folder that is its own; of one that was finished before, what it left there."""
     with _claimed(config):
-        if _is_known(config):
-            return finished_run(config)
-        return _train(config, model, tokenizer, train_rows, validation_rows, is_quiet)
+        return finished_run(config) if _is_known(config) else run()
+
+
+def _load_and_train(config: TrainConfig) -> TrainOutcome:
+    check_packages(config)
+    make_prompt(config)
+    train_rows, validation_rows = load_data(config.data, config.task)
+    model, tokenizer = load_to_train(config)
+    if config.data.on_bad_row == "skip":
+        train_rows, validation_rows = fitting_data(config, model, tokenizer, train_rows, validation_rows)
+    return _train(config, model, tokenizer, train_rows, validation_rows)
 
 
 def _train(
@@ -130,7 +142,7 @@ def _train(
     validation_rows: Rows | None,
     is_quiet: bool = False,
 ) -> TrainOutcome:
-    """:func:`train_prompt` in a folder that is ours."""
+    """:func:`train_prompt` in a folder that is its own."""
     folder = Path(config.output)
     prompt = make_prompt(config)
     recipe = recipe_of(config, members_of(prompt)[0].provider)
@@ -164,7 +176,7 @@ def _train(
         metrics = figures_of(trainer, clock.seconds or seconds_of(trainer.state), train_rows, validation_rows)
         if config.optimization.eval_steps is None:
             history = trainer.state.log_history  # with the last validation
-        if trainer.is_world_process_zero():
+        if is_main_process():
             num_parameters = sum(parameter.numel() for parameter in trainer.trained.values())
             _write(TrainedPrompt(config, recipe, metrics, num_parameters, trainer.runner.name, prompt), history)
     finally:
@@ -207,7 +219,7 @@ def _claimed(config: TrainConfig) -> AbstractContextManager[None]:
     if not is_main_process():
         return nullcontext()
     folder = Path(config.output)
-    if _is_known(config):  # nothing will be written: it may stand on a medium that is only read
+    if _is_known(config):  # nothing will be written: it may be on a medium that is only read
         check_output(folder, config)
         return nullcontext()
     return claimed_output(folder, config)
@@ -216,15 +228,3 @@ def _claimed(config: TrainConfig) -> AbstractContextManager[None]:
 def is_main_process() -> bool:
     """Whether this process writes and reports: the first of those that torchrun started; others find its folder."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def training_device(config: TrainConfig) -> str | None:
-    """Where the model goes: the first GPU that the process sees or, under torchrun, the process's own."""
-    device = config.model.device
-    if device not in (None, "cpu", "cuda", "cuda:0"):
-        raise ConfigError(
-            f"model.device must be cpu or cuda in training; found {device!r}. Choose a GPU with CUDA_VISIBLE_DEVICES."
-        )
-    if device == "cpu" or not torch.cuda.is_available():
-        return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

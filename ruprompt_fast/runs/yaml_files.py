@@ -49,7 +49,7 @@ def _check_extent(text: str, path: Path) -> None:
     """Check how much a document stands for, before any of it is made.
 
     Raises:
-        ConfigError: it is too much, or an alias stands within what it names.
+        ConfigError: it is too much, or an alias is within what it names.
     """
     sizes: dict[str, int] = {}
     waiting: list[tuple[str | None, int]] = [(None, 0)]

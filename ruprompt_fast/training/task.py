@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
-from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.format.layout import Field, Layout, Text, field_names
 from ruprompt_fast.prompts.format.template import parse_template
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers, read_labels
 from ruprompt_fast.training.classes import find_class
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ruprompt_fast.prompts import BasePromptProvider
 
 Objective = Literal["text2text", "style", "classification"]
 
@@ -27,8 +21,8 @@ _STYLE_TARGET = "{text}"
 class Task:
     """One task: the prompt's template, what is to come out, and the columns that hold it.
 
-    The template is said here and nowhere else: :meth:`new_prompt` makes the prompt that is trained for the task, and
-    the task of a saved prompt is made with ``prompt.format.template``.
+    The template is said here and nowhere else: :func:`~ruprompt_fast.training.prompt_for` makes the prompt that is
+    trained for the task, and the task of a saved prompt is made with ``prompt.format.template``.
 
         >>> Task("<P*60>{text}<P*20>", target=" {summary}", columns={"text": "article"})
         >>> Task("<P*20>", "style")
@@ -82,14 +76,6 @@ class Task:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise TaskError(f"max_tokens must be at least 1; found {shown(self.max_tokens)}.")
 
-    def new_prompt(self, provider: BasePromptProvider | nn.Module) -> Prompt:
-        """A prompt to train for the task, with its template.
-
-        Args:
-            provider: what makes the prompt's rows.
-        """
-        return Prompt(PromptFormat(self.template), provider)
-
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of the template."""
@@ -97,7 +83,7 @@ class Task:
 
     @property
     def target_template(self) -> str | None:
-        """The template of the text behind the prompt's; None if there is none."""
+        """The template of the text after the prompt's; None if there is none."""
         if self.objective == "style" and self.target is None and not self.fields:
             return _STYLE_TARGET
         return self.target
@@ -163,7 +149,7 @@ class Task:
             LabelError: the class has no label word, or it may be several ones.
         """
         found = self._value(row, str(self.label_field))
-        indices = find_class(found, list(self.labels or {}))
+        indices = self._classes_of(found)
         if len(indices) == 1:
             return indices[0]
         classes = [str(key) for key in self.labels or {}]
@@ -175,6 +161,16 @@ class Task:
         raise LabelError(
             f"the column {self.label_field!r} holds {shown(found)}; labels has words for {shown(classes, 400)}."
         )
+
+    def unknown_classes(self, rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """What rows hold in place of a class, each once and sorted; nothing unless the task is a classification."""
+        if self.label_field is None:
+            return []
+        found = dict.fromkeys(row[self.label_field] for row in rows)
+        return sorted(value for value in found if not self._classes_of(value))
+
+    def _classes_of(self, value: Any) -> list[int]:
+        return find_class(value, list(self.labels or {}))
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
         value = row.get(column) if isinstance(row, Mapping) else None

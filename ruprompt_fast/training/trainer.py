@@ -42,7 +42,7 @@ class PromptTrainer(PromptSavingTrainer):
     """Trains soft prompts over a frozen model; everything else is transformers' ``Trainer``.
 
         >>> task = Task("<P*60>{text}<P*20>", target=" {summary}")
-        >>> prompt = task.new_prompt(TensorPromptProvider())
+        >>> prompt = prompt_for(task, TensorPromptProvider())
         >>> args = TrainingArguments("run", **recipe_for(prompt.provider).arguments(max_steps=400))
         >>> trainer = PromptTrainer(model, args, prompt=prompt, task=task, tokenizer=tokenizer, train_dataset=rows)
         >>> trainer.train(resume_from_checkpoint=True)

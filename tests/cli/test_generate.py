@@ -52,8 +52,8 @@ def test_a_file_of_settings(files: list[str], tmp_path: Path, capsys: pytest.Cap
     [
         (["--max_new_tokns", "5"], "Did you mean 'max_new_tokens'?"),
         (["--batchsize", "5"], "Did you mean 'batch_size'?"),
-        (["--max_new_tokens"], "expected a value behind --max_new_tokens"),
-        (["--max_new_tokens", "--do_sample", "true"], "expected a value behind --max_new_tokens"),
+        (["--max_new_tokens"], "expected a value after --max_new_tokens"),
+        (["--max_new_tokens", "--do_sample", "true"], "expected a value after --max_new_tokens"),
         (["--batch_size", "many"], "batch_size"),
         (["--max_new_tokens", "0"], "max_new_tokens"),
         (["--on_bad_row", "ignore"], "on_bad_row"),

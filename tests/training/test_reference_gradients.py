@@ -20,6 +20,7 @@ from ruprompt_fast.prompts import BasePromptProvider, ModulePromptProvider
 from ruprompt_fast.prompts.format.preprocessing import IGNORED_LABEL
 from ruprompt_fast.training.examples import Example, ExampleEncoder
 from ruprompt_fast.training.packed import PackedRunner
+from ruprompt_fast.training.prompts import prompt_for
 from ruprompt_fast.training.runners import Runner, make_runner
 from ruprompt_fast.training.task import Task
 
@@ -130,7 +131,7 @@ def training(
     """A prompt for each task, of random rows, attached to the frozen model."""
     torch.manual_seed(1)
     model.requires_grad_(False)
-    prompts = [task.new_prompt(make()) for task in tasks]
+    prompts = [prompt_for(task, make()) for task in tasks]
     for prompt in prompts:
         prompt.initialize(model, TOKENIZER)
         for parameter in prompt.provider.to(model.dtype).parameters():

@@ -9,7 +9,7 @@ import pytest
 
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, TemplateError
 from ruprompt_fast.prompts import TensorPromptProvider
-from ruprompt_fast.training.task import Task
+from ruprompt_fast.training import Task, prompt_for
 
 LABELS = {"v": " стихи", "p": " рассказ"}
 
@@ -25,7 +25,7 @@ def test_text2text() -> None:
 def test_a_prompt_of_the_task() -> None:
     task = Task("<P*6>{text}<P*2>", target=" {summary}")
     provider = TensorPromptProvider(seed=1)
-    prompt = task.new_prompt(provider)
+    prompt = prompt_for(task, provider)
     assert (prompt.format.template, prompt.format.fields) == (task.template, task.fields)
     assert prompt.provider is provider
     assert not prompt.is_initialized

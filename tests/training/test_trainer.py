@@ -36,7 +36,7 @@ from ruprompt_fast.embedding import PromptSlot, SplicedEmbedding, attach_prompts
 from ruprompt_fast.errors import AlreadyAttachedError
 from ruprompt_fast.prompts import PrefixTuningProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
-from ruprompt_fast.training import PromptTrainer, Task
+from ruprompt_fast.training import PromptTrainer, Task, prompt_for
 
 # Losses and rows after several steps of the same mathematics in another order.
 STEPS_ERROR = 1e-5
@@ -404,7 +404,7 @@ def test_a_model_that_is_served_is_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     served = FastPromptModel.from_pretrained(model, tokenizer=tokenizer)
     task = Task("<P*3>{text}", target="{out}")
-    prompt = task.new_prompt(TensorPromptProvider())
+    prompt = prompt_for(task, TensorPromptProvider())
     rows = [{"text": "а", "out": "б"}]
 
     def trainer() -> PromptTrainer:

@@ -76,7 +76,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _XzStream(io.RawIOBase):
-    """What an .xz file holds, one stream of it behind another; ``lzma.open`` knows no bound on memory."""
+    """What an .xz file holds, one stream of it after another; ``lzma.open`` knows no bound on memory."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")

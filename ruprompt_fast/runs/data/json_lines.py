@@ -37,9 +37,9 @@ def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of these keys and values.
 
     Raises:
-        RepeatedKeyError: a key stands twice.
+        RepeatedKeyError: a key appears twice.
     """
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise RepeatedKeyError("a key stands twice in an object")
+        raise RepeatedKeyError("a key appears twice in an object")
     return made

@@ -46,7 +46,7 @@ def read_json(path: Path, format: RowFormat) -> Iterator[Record]:
                 f"{shown(text[place : place + 40])}."
             )
     if text[_next(text, place + 1) :]:
-        raise TrainingDataError(f"{path}: expected nothing behind the list; found {shown(text[place + 1 :][:40])}.")
+        raise TrainingDataError(f"{path}: expected nothing after the list; found {shown(text[place + 1 :][:40])}.")
 
 
 def _element(text: str, place: int, where: str) -> tuple[Any, int]:
@@ -57,7 +57,7 @@ def _element(text: str, place: int, where: str) -> tuple[Any, int]:
         except RepeatedKeyError as error:
             return f"is no row ({error})", _LENIENT.raw_decode(text, place)[1]
     except (ValueError, RecursionError) as error:
-        raise TrainingDataError(f"{where} and what is behind it is not JSON ({error}).") from error
+        raise TrainingDataError(f"{where} and what is after it is not JSON ({error}).") from error
     return (record if isinstance(record, dict) else f"must be a JSON object; found {type(record).__name__}"), end
 
 

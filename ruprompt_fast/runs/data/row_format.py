@@ -20,7 +20,7 @@ class RowFormat:
     """How a file of rows is to be read; None takes what is usual for its kind.
 
     Args:
-        delimiter: what stands between the values of a CSV or TSV file; a comma or a tab.
+        delimiter: what is between the values of a CSV or TSV file; a comma or a tab.
         quoting: of CSV and TSV files: ``standard`` has values in quotation marks, with delimiters, line ends and
             doubled quotation marks in them (RFC 4180; usual for CSV); with ``none`` every line is a row and a quotation
             mark is text (usual for TSV).

@@ -46,7 +46,7 @@ class BadRow:
 
 
 class PlacedRow(dict[str, str]):
-    """The columns of a row that knows where it stands.
+    """The columns of a row that knows where it is.
 
     Attributes:
         source: where it comes from.

@@ -126,7 +126,7 @@ def _quoted_values(text: str, lines: _Lines, used: list[Line], delimiter: str) -
             return values
         if content[place] != delimiter:
             where = f", {len(used)} lines below" if used else ""
-            return f"has text behind the quotation mark that closes value {len(values)}{where}; double marks in a value"
+            return f"has text after the quotation mark that closes value {len(values)}{where}; double marks in a value"
         place += 1
 
 

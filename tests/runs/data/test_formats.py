@@ -101,10 +101,10 @@ class TestJson:
         [
             ('{"text": "а"}', r"expected a list of JSON objects; found '\{"),
             ("", "expected a list of JSON objects; found ''"),
-            ('[{"text": "а"}\n,\n{"text": "б]', r"rows.json:3 and what is behind it is not JSON"),
+            ('[{"text": "а"}\n,\n{"text": "б]', r"rows.json:3 and what is after it is not JSON"),
             ('[{"text": "а"}\n{"text": "б"}]', "rows.json:2: expected a comma"),
             ('[{"text": "а"}', "expected a comma, or the end of the list"),
-            ('[{"text": "а"}] x', "nothing behind the list"),
+            ('[{"text": "а"}] x', "nothing after the list"),
             ("[]", "found none"),
             ("[" * 100_000, "not JSON"),
             ('[{"text": ' + "9" * 5000 + "}]", "not JSON"),
@@ -123,7 +123,7 @@ class TestJson:
         assert found.rows == [{"text": "а"}]
         assert [(row.line, row.reason) for row in found.bad] == [
             (3, "must be a JSON object; found int"),
-            (4, "is no row (a key stands twice in an object)"),
+            (4, "is no row (a key appears twice in an object)"),
             (6, "has no value in the column 'text'"),
         ]
 

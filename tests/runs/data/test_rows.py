@@ -176,7 +176,7 @@ def test_broken_csv_rows_by_the_line_they_begin_on(tmp_path: Path) -> None:
         BadRow(5, "must have 2 values, one for each column; found 3"),
         BadRow(6, "has an empty value in the column 'answer'"),
         BadRow(8, "has text in the column 'answer' that is not UTF-8"),
-        BadRow(9, "has text behind the quotation mark that closes value 2; double marks in a value"),
+        BadRow(9, "has text after the quotation mark that closes value 2; double marks in a value"),
         BadRow(12, "opens a quotation mark before value 1 that is never closed"),
     ]
 
