@@ -34,7 +34,7 @@ class LoadedPrompt:
     Attributes:
         name: the name that it was loaded under; of an ensemble's member ``name/k``.
         prompt: the prompt.
-        format: its format for serving; of a deep prompt that of the text behind it.
+        format: its format for serving; of a deep prompt that of the text after it.
         rows: [num_rows, width] on the model's device, in its dtype.
         watch: of the provider that made the rows.
         kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
@@ -143,7 +143,7 @@ class _Loaded:
 
 
 class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
-    """Prompts and ensembles by name. Adding validates everything first, so what is refused leaves nothing behind.
+    """Prompts and ensembles by name. Adding validates everything first, so what is refused leaves no trace.
 
     Args:
         width: width of a prompt row.
