@@ -214,7 +214,6 @@ def test_bad_data_stops_before_the_model_loads(text: str, error: type[Exception]
         ({"provider": ProviderConfig(init="text")}, errors.PromptInitError, "belong together"),
         ({"provider": ProviderConfig(std=0.1)}, errors.ConfigError, "init=random"),
         ({"task": replace(TASK, template="{text}")}, errors.PromptLengthError, "at least one row"),
-        ({"model": ModelConfig("/no/model/here", device="cuda:7")}, errors.ConfigError, "CUDA_VISIBLE_DEVICES"),
         ({"optimization": {"report_to": ["tensorbord"]}}, errors.ConfigError, "optimization.report_to.*tensorboard"),
         ({"task": CLASSIFICATION, "rows": [{"text": "а", "label": 7}]}, errors.LabelError, r"\['7'\]"),
         ({}, errors.ConfigError, "model.name: the model '/no/model/here': there is no such folder"),
