@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from ruprompt_fast.errors import FieldTypeError, LabelError, MissingFieldError, TaskError, shown
 from ruprompt_fast.prompts.format.layout import Field, Layout, Text, field_names
 from ruprompt_fast.prompts.format.template import parse_template
+from ruprompt_fast.prompts.format.texts import is_text
 from ruprompt_fast.prompts.format.verbalizers import Verbalizers, read_labels
 from ruprompt_fast.training.classes import find_class
 
@@ -185,7 +186,7 @@ class Task:
             raise FieldTypeError(
                 f"the column {column!r} must hold strings; found {type(value).__name__}. Convert it with str() first."
             )
-        if not _is_text(value):
+        if not is_text(value):
             raise FieldTypeError(
                 f"the column {column!r} must hold text; found half a character, a lone surrogate, in {shown(value)}."
             )
@@ -242,18 +243,10 @@ class Task:
             raise LabelError(f"two classes have the same name as text; found {shown(list(classes))}.")
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_text(what: str, value: object, error: type[TaskError | LabelError]) -> None:
     if not isinstance(value, str):
         raise error(f"{what} must be a string; found {shown(value)}.")
-    if not _is_text(value):
+    if not is_text(value):
         raise error(f"{what} must be text; found half a character, a lone surrogate, in {shown(value)}.")
 
 
