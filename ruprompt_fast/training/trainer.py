@@ -29,7 +29,7 @@ from ruprompt_fast.training.evaluation import EvaluationTotals, PromptBatch, eva
 from ruprompt_fast.training.guards import DivergenceGuard, StepGuard, check_optimizer
 from ruprompt_fast.training.modes import NoteUpdates, check_can_checkpoint, set_training_mode
 from ruprompt_fast.training.runners import make_runner
-from ruprompt_fast.training.saving import PromptSavingTrainer
+from ruprompt_fast.training.saving_trainer import PromptSavingTrainer
 from ruprompt_fast.training.task import Task
 
 if TYPE_CHECKING:
