@@ -103,7 +103,7 @@ class FieldTypeError(RupromptError, TypeError):
 
 
 class MarkerInFieldError(RupromptError, ValueError):
-    """A field's text contains a prompt marker or a special token's text, which the text form cannot tell from its own."""
+    """A field's text contains a prompt marker or a special token's text: the text form cannot tell it from its own."""
 
 
 class TextFormError(RupromptError, ValueError):

@@ -21,7 +21,7 @@ __all__ = [
 
 
 class _FormatStringWithRanges:
-    """``str.format`` that also says where each value went: a template without soft rows.
+    """``str.format`` that also says where each value went: a template without virtual tokens.
 
         >>> _FormatStringWithRanges("a {name} c").format({"name": "b"})
         ('a b c', {'name': slice(2, 3, None)})

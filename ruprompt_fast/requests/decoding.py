@@ -37,17 +37,18 @@ class TextDecoder:
     so input and text, one behind the other, read as the tokenizer decodes all of it. ``decode(token_ids)`` alone does
     not: SentencePiece's decoders take the space at the beginning of a text away, WordPiece's writes none there.
 
-    Soft rows and special tokens have no text. Where they stand last, the text is the one that gives these tokens there:
-    some tokenizers (Llama 2's, T5's) begin a text anew behind every added token and write a word boundary of their own,
-    which is not part of the text; so a target that was trained behind rows comes out as it was written. Where nothing
-    but special tokens stands before, as in a decoder of its own, the text is ``decode(token_ids)``.
+    Virtual tokens and special tokens have no text. Where they are last, the text is the one that gives these tokens
+    there: some tokenizers (Llama 2's, T5's) begin a text again after every added token and write a word boundary of
+    their own, which is not part of the text; so a target that was trained after virtual tokens comes out as it was
+    written. Where nothing but special tokens comes before, as in a decoder of its own, the text is
+    ``decode(token_ids)``.
 
     Inputs are whole characters: tokens that complete a character of the input's are not put together with it. Where the
     tokenizer cleans up spaces, the text is cleaned up by itself.
 
     Args:
         tokenizer: the tokenizer; special tokens are left out of the text.
-        first_row_id: ids from here on are soft rows or padding; None if the input has none.
+        first_row_id: ids from here on are virtual tokens or padding; None if the input has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, first_row_id: int | None = None) -> None:
@@ -118,7 +119,7 @@ class TokenKinds:
         control: those of them that stand for none, as the token of what the tokenizer does not know does.
         byte_tokens: tokens that stand for one byte each.
         any_text: a token with text, in a list; empty if none was found.
-        continues_behind_rows: whether a text behind soft rows is decoded as if it stood behind text; as if it began
+        continues_behind_rows: whether a text after virtual tokens is decoded as if it came after text; as if it began
             there otherwise.
     """
 
@@ -153,7 +154,7 @@ def _token_kinds(tokenizer: Any) -> TokenKinds:
 
 
 def _continues_behind_rows(tokenizer: Any, lead: list[int]) -> bool:
-    """Whether texts that were tokenized behind soft rows are decoded right as if they stood behind text."""
+    """Whether texts that were tokenized behind virtual tokens are decoded right as if they stood behind text."""
     start = len(tokenizer.decode(lead))
     found = ids_after_rows(_PROBES, tokenizer)
     return all(tokenizer.decode([*lead, *ids])[start:] == text for ids, text in zip(found, _PROBES, strict=True))

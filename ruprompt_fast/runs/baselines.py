@@ -45,7 +45,7 @@ class PlainTemplate:
 
     @classmethod
     def of(cls, template: str, tokenizer: PreTrainedTokenizerBase) -> PlainTemplate:
-        """A template without its soft rows and special tokens."""
+        """A template without its virtual tokens and special tokens."""
         parts = [
             _without_specials(part, tokenizer) for part in parse_template(template) if isinstance(part, Text | Field)
         ]
@@ -65,7 +65,7 @@ def check_instruction(instruction: str | None, task: Task) -> None:
     """Check that the instruction is one for the task.
 
     Raises:
-        ConfigError: it has soft rows or special tokens.
+        ConfigError: it has virtual tokens or special tokens.
         MissingFieldError: it has fields that the task does not have.
         TemplateError: it cannot be read.
     """
@@ -74,7 +74,8 @@ def check_instruction(instruction: str | None, task: Task) -> None:
     parts = parse_template(instruction)
     if not all(isinstance(part, Text | Field) for part in parts):
         raise ConfigError(
-            f"instruction must be text with fields, without soft rows and special tokens; found {shown(instruction)}."
+            "instruction must be text with fields, without virtual tokens and special tokens; found "
+            f"{shown(instruction)}."
         )
     unknown = [name for name in field_names(parts) if name not in task.fields]
     if unknown:

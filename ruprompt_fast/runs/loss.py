@@ -103,7 +103,7 @@ def loss_of_text(
     rows: Sequence[Mapping[str, str]],
     batch_size: int = 16,
 ) -> TaskLoss:
-    """As :func:`teacher_forced_loss`, with a template without soft rows in the prompt's place.
+    """As :func:`teacher_forced_loss`, with a template without virtual tokens in the prompt's place.
 
     The targets have the tokens that they have after the prompt, where the losses can be compared.
 
@@ -133,7 +133,7 @@ def loss_of_text(
 
 
 def _without_rows(example: Example, first_row_id: int) -> Example:
-    """An example whose soft rows only kept the tokens on both sides of them apart."""
+    """An example whose virtual tokens only kept the tokens on both sides of them apart."""
     ids, labels = example["input_ids"], example["labels"]
     kept = [place for place, token in enumerate(ids) if token < first_row_id]
     if len(kept) == len(ids):

@@ -254,12 +254,12 @@ def _text_parts(target: str) -> list[Text | Field]:
     """Texts and fields of a target.
 
     Raises:
-        TaskError: it has soft rows.
+        TaskError: it has virtual tokens.
         TemplateError: it cannot be read.
     """
     parts = parse_template(target)
     if not all(isinstance(part, Text | Field) for part in parts):
         raise TaskError(
-            f"the target is text to generate and has no soft rows and no special tokens; found {shown(target)}."
+            f"the target is text to generate and has no virtual tokens and no special tokens; found {shown(target)}."
         )
     return [part for part in parts if isinstance(part, Text | Field)]

@@ -277,7 +277,7 @@ class TestRefusals:
 
     def test_instructions(self, kinds: EvaluateConfig, tmp_path: Path) -> None:
         self.refuse(replace(kinds, instruction="Что это: {txt}"), MissingFieldError, r"\['txt'\]", tmp_path)
-        self.refuse(replace(kinds, instruction="<P*3>{text}"), ConfigError, "without soft rows", tmp_path)
+        self.refuse(replace(kinds, instruction="<P*3>{text}"), ConfigError, "without virtual tokens", tmp_path)
         with pytest.raises(ConfigError, match="baselines=true"):
             replace(kinds, instruction="{text}", baselines=False)
 

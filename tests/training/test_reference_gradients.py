@@ -115,7 +115,7 @@ class Training:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _embeds(self, ids: list[int]) -> Tensor:
-        """[1, ids, width]; every soft row is copied to where its id stands."""
+        """[1, ids, width]; every virtual token is copied to where its id stands."""
         table = original_embedding(self.model)
         rows = torch.cat([prompt.provider() for prompt in self.prompts]).to(self.embedding.weight.dtype)
         first = self.embedding.first_prompt_id

@@ -56,7 +56,7 @@ def test_a_column_that_two_fields_read_is_named_once() -> None:
     [
         ({"objective": "rank"}, "objective must be one of"),
         ({"target": None}, "give target"),
-        ({"target": "<P*3>{out}"}, "no soft rows"),
+        ({"target": "<P*3>{out}"}, "no virtual tokens"),
         ({"columns": {"txt": "a"}}, "the fields of template and target are"),
         ({"truncation_field": "out"}, "truncation_field must be one of"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),

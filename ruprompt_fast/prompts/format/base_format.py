@@ -71,7 +71,7 @@ class BasePromptFormat(abc.ABC):
     @property
     @abc.abstractmethod
     def prompt_length(self) -> int | None:
-        """The number of soft rows; None before initialization."""
+        """The number of virtual tokens; None before initialization."""
 
     @property
     @abc.abstractmethod

@@ -50,8 +50,8 @@ class WordsAfter:
 class Continuations:
     """The ids that words have after the texts of one layout, in a decoder: those of targets that are trained there.
 
-    A word is tokenized together with the end of its text, back to a whitespace or to 64 characters. After soft rows
-    and special tokens it does not depend on the text.
+    A word is tokenized together with the end of its text, back to a whitespace or to 64 characters. After virtual
+    tokens and special tokens it does not depend on the text.
 
     Args:
         layout: the layout.
@@ -133,7 +133,7 @@ def decoder_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> W
 
 
 def ids_after_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text directly after soft rows."""
+    """The ids of each text directly after virtual tokens."""
     private = tokenizer_state(tokenizer).private(tokenizer, PROMPT_TOKEN)
     found = private.tokenize([private.marker + text for text in texts], with_spans=False)
     return [ids[ids.index(private.marker_id) + 1 :] for ids, _ in found]

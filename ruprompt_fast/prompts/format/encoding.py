@@ -1,4 +1,4 @@
-"""From fields to ids: tokenized texts, with the ids of soft rows and special tokens where markers are."""
+"""From fields to ids: tokenized texts, with the ids of virtual tokens and special tokens where markers are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EncodedPrompt:
         field_ranges: for each field, the slice of ``input_ids`` with every token that holds at least one of its
             characters. A token that joins characters of two neighbours belongs to both. A field that appears twice has
             the slice of its last place.
-        prefix_len: how many ids come before the first field, up to and including the last soft row there and the
+        prefix_len: how many ids come before the first field, up to and including the last virtual token there and the
             special tokens directly after it. They are the same for all fields' values. 0 if no row comes before the
             first field.
     """

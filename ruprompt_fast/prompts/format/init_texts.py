@@ -1,4 +1,4 @@
-"""The tokens that soft rows are initialized from: those that a text would have in the rows' place."""
+"""The tokens that virtual tokens are initialized from: those that a text would have in the rows' place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BEFORE = (".", "a", "1", "\n")
 
 
 def ids_in_place(parts: Sequence[TemplatePart], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text of a template that soft rows stand for, in order.
+    """The ids of each text of a template that virtual tokens stand for, in order.
 
-    At the beginning of the template, or after soft rows and special tokens, a text has the ids that it has alone;
+    At the beginning of the template, or after virtual tokens and special tokens, a text has the ids that it has alone;
     after other text and fields those that it has there, without the word boundary that some tokenizers begin a text
     with.
 

@@ -1,4 +1,4 @@
-"""The layout of a prompt: its texts, fields, soft rows and special tokens in order, in whatever notation."""
+"""The layout of a prompt: its texts, fields, virtual tokens and special tokens in order, in whatever notation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Rows:
-    """Soft rows that are next to each other."""
+    """Virtual tokens that are next to each other."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class RowsFromText:
-    """Soft rows to be initialized from a text: as many as the text has tokens."""
+    """Virtual tokens to be initialized from a text: as many as the text has tokens."""
 
     text: str
 

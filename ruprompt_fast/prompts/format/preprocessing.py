@@ -60,8 +60,8 @@ class BasePreprocessor(abc.ABC):
 class Text2TextPreprocessor(BasePreprocessor):
     """Formats an item, appends its target and the end-of-text token, tokenizes, and labels the target.
 
-    The ids are those of ``format.encode(item, tokenizer, is_continued=True)``, with the marker's id for soft rows, then
-    the target as the text's continuation, then the end token's id.
+    The ids are those of ``format.encode(item, tokenizer, is_continued=True)``, with the marker's id for virtual tokens,
+    then the target as the text's continuation, then the end token's id.
     The labels are the target's tokens and the end token; a token that joins the target with the text before it
     counts as the target's. Fields and targets may contain anything: a marker or a special token's text in them is plain
     text.

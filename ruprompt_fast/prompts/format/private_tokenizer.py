@@ -1,4 +1,4 @@
-"""Private tokenizers: copies in which soft rows and special tokens are tokens that no text can contain.
+"""Private tokenizers: copies in which virtual tokens and special tokens are tokens that no text can contain.
 
 To tokenize a prompt exactly as the tokenizer would tokenize its text form, the tokenizer itself must see a marker where
 the rows are: byte-level, Metaspace, Unigram and WordPiece tokenizers all treat the text beside an added token in
@@ -235,7 +235,7 @@ def _split_at(ids: list[int], marker_id: int) -> tuple[tuple[int, ...], tuple[in
     """What comes before the marker's id and after it."""
     if ids.count(marker_id) != 1:
         raise UnsupportedModelError(
-            "this tokenizer does not keep an added token in one piece, so soft rows cannot be placed in its text. "
+            "this tokenizer does not keep an added token in one piece, so virtual tokens cannot be placed in its text. "
             "Use a tokenizer that supports add_tokens()."
         )
     place = ids.index(marker_id)
@@ -271,6 +271,6 @@ def _add_python_token(tokenizer: PreTrainedTokenizerBase, token: AddedToken) -> 
         tokenizer.add_tokens([token])
     except NotImplementedError as error:
         raise UnsupportedModelError(
-            f"{type(tokenizer).__name__} cannot take new tokens, so soft rows cannot be placed in its text. "
+            f"{type(tokenizer).__name__} cannot take new tokens, so virtual tokens cannot be placed in its text. "
             "Load the model's tokenizer through transformers' AutoTokenizer with its tokenizer.json."
         ) from error

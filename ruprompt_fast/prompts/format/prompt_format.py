@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class PromptFormat(BasePromptFormat):
-    """Arranges soft rows, literal text and fields.
+    """Arranges virtual tokens, literal text and fields.
 
-    In a template ``<P>`` is one row, ``<P*20>`` are twenty, ``<P>some text</P>`` is one row for each token of the text,
-    initialized from its embedding, and ``{name}`` is a field. Braces are written twice to mean themselves.
+    In a template ``<P>`` is one virtual token, which has one row of the prompt's numbers, ``<P*20>`` are twenty,
+    ``<P>some text</P>`` is one for each token of the text, initialized from its embedding, and ``{name}`` is a field.
+    Braces are written twice to mean themselves.
 
     ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. The special tokens
     that the tokenizer itself puts around every text are where ``<|leading|>`` and ``<|trailing|>`` say, and are not
@@ -117,7 +118,7 @@ class PromptFormat(BasePromptFormat):
 
     @property
     def prompt_length(self) -> int | None:
-        """The number of soft rows; None before initialization."""
+        """The number of virtual tokens; None before initialization."""
         return None if self._layout is None else self._layout.prompt_length
 
     @property
@@ -236,7 +237,7 @@ class PromptFormat(BasePromptFormat):
         first_row_id: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[int]:
-        """The ids before the first field, up to the last soft row there and the special tokens right after it.
+        """The ids before the first field, up to the last virtual token there and the special tokens right after it.
 
         They begin every :meth:`encode` of the same arguments, so their keys and values can be kept. Literal text after
         that row is left out: its tokens may join those of the field. Empty if no row comes before the first field.

@@ -32,7 +32,7 @@ class TextWithTarget:
         target_start: the first of the target's tokens; one that joins it with the text before it is the target's.
         target_stop: after its last token, the end token included.
         fields_start: the first token that holds something of a field or of the target.
-        prefix_len: how many ids come before the first field, up to and including the last soft row there.
+        prefix_len: how many ids come before the first field, up to and including the last virtual token there.
         spans: the tokens of every field.
     """
 
@@ -93,7 +93,7 @@ def tokenize_with_targets(
         targets: the target of each text, which a decoder generates; None for texts without target and end token.
         tokenizer: the tokenizer; it is not changed.
         marker: the marker of the prompt's text form.
-        runs: the ids of each run of soft rows.
+        runs: the ids of each run of virtual tokens.
         is_continued: whether a decoder goes on with the text, see
             :class:`~ruprompt_fast.prompts.format.special_tokens.Reading`.
 

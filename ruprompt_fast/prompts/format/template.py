@@ -1,17 +1,19 @@
-"""Templates: where the soft rows, the literal text and the fields of a prompt are.
+"""Templates: where the virtual tokens, the literal text and the fields of a prompt are.
 
 Two notations describe the same layout. A *template* is what people write::
 
-    <P*60>{text}<P*20>        60 rows, the field, 20 rows
-    <P>Question:</P>{text}    as many rows as "Question:" has tokens, initialized from those tokens
-    <P*60><bos>{text}         rows, the tokenizer's beginning-of-text token, the field
+    <P*60>{text}<P*20>        60 virtual tokens, the field, 20 virtual tokens
+    <P>Question:</P>{text}    as many virtual tokens as "Question:" has tokens, initialized from those
+    <P*60><bos>{text}         virtual tokens, the tokenizer's beginning-of-text token, the field
+
+Every virtual token has a row of the prompt's numbers.
 
 ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. ``<|leading|>`` and
 ``<|trailing|>`` say where the tokens are that the tokenizer itself puts around every text, if not around all of it.
 
-A *compiled template* has one marker token per row, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what the
-text form of a prompt is made from. It belongs to one tokenizer, whose tokens' own texts appear in it, and is taken at
-its word: where it holds no ``<|leading|>``, the tokenizer adds its tokens at the beginning, as in ruPrompts. Both
+A *compiled template* has one marker per virtual token, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what
+the text form of a prompt is made from. It belongs to one tokenizer, whose tokens' own texts appear in it, and is taken
+at its word: where it holds no ``<|leading|>``, the tokenizer adds its tokens at the beginning, as in ruPrompts. Both
 notations follow ``str.format``: ``{{`` and ``}}`` are literal braces.
 """
 
@@ -37,13 +39,13 @@ from ruprompt_fast.prompts.format.texts import is_text
 from ruprompt_fast.prompts.limits import MAX_BRACES, MAX_FIELDS, MAX_KEY_CHARS, MAX_ROWS, MAX_TEMPLATE_CHARS
 
 PROMPT_TOKEN = "<|P|>"
-"""The marker of one soft row in a compiled template."""
+"""The marker of one virtual token in a compiled template."""
 
 PROMPT_TOKEN_FOR_KEY = "<|[{key}]P|>"
-"""The marker of one soft row of the prompt that is served under ``key``."""
+"""The marker of one virtual token of the prompt that is served under ``key``."""
 
 PROMPT_TOKEN_SHORT = "<P>"
-"""One soft row in a template."""
+"""One virtual token in a template."""
 
 BEGIN, END = "<bos>", "<eos>"
 """The tokenizer's beginning-of-text and end-of-text token in a template."""

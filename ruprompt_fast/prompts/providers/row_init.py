@@ -1,4 +1,4 @@
-"""First values of soft rows: random vectors, or embeddings of well-chosen tokens.
+"""First values of virtual tokens: random vectors, or embeddings of well-chosen tokens.
 
 The ways to choose are those of Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section
 3.2. Good first values matter most for small models and short training.
