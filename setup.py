@@ -1,4 +1,4 @@
-"""The compiled extension; everything else about the package stands in pyproject.toml."""
+"""The compiled extension; everything else about the package is in pyproject.toml."""
 
 from glob import glob
 

@@ -69,7 +69,7 @@ struct Layout {
   }
 
   int64_t out_stride;
-  int64_t scores;  // where they begin, behind the queries
+  int64_t scores;  // where they begin, after the queries
   int64_t block_out;
   int64_t states;
   int64_t state_floats;

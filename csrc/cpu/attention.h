@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/kv.h"
 #include "cpu/dtype.h"
+#include "cpu/kv_pages.h"
 
 namespace ruprompt {
 
@@ -77,7 +77,7 @@ struct AttentionCall {
   void* out;       // [tokens, heads, value_dim], contiguous
 };
 
-// Writes the attention of every query token. The result of a token is the same to the bit whatever other rows there
+// Writes the attention of every query token. The result of a token is bitwise identical whatever other rows there
 // are, however its row's tokens are divided over calls, and whatever the number of threads.
 // Throws std::out_of_range if a page of the tables is none of the call's.
 void paged_attention(const AttentionTables& tables, const AttentionCall& call, int threads);

@@ -1,6 +1,6 @@
 // The attention over pages with AVX2: a page's 16 tokens are two registers.
-#include "cpu/isa.h"
 #include "cpu/dtype.h"
+#include "cpu/isa.h"
 
 #ifdef RUPROMPT_X86
 #include <immintrin.h>

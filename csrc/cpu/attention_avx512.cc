@@ -1,6 +1,6 @@
 // The attention over pages with AVX-512: a page's 16 tokens are one register.
-#include "cpu/isa.h"
 #include "cpu/dtype.h"
+#include "cpu/isa.h"
 
 #ifdef RUPROMPT_X86
 // GCC's own headers begin many intrinsics with an undefined register and warn of it: its bug 105593.

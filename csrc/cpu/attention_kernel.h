@@ -1,4 +1,4 @@
-// The vector code of the attention over pages, included once per instruction set behind a definition of
+// The vector code of the attention over pages, included once per instruction set after a definition of
 //   RUPROMPT_TARGET                   the function attribute of the set
 //   Vec                               16 float32 lanes: the tokens of a page, or 16 value dimensions
 //   load, store, splat, ...           its operations

@@ -1,4 +1,4 @@
-// exp2 and tanh of a Vec, included once per instruction set (see cpu_attention_kernel.h).
+// exp2 and tanh of a Vec, included once per instruction set (see cpu/attention_kernel.h).
 
 namespace ruprompt {
 namespace {

@@ -1,5 +1,5 @@
 // Products of queries with keys and of weights with values, included once per instruction set (see
-// cpu_attention_kernel.h). Every sum of a query runs in one order, whatever its place in a tile.
+// cpu/attention_kernel.h). Every sum of a query runs in one order, whatever its place in a tile.
 
 #include <algorithm>
 

@@ -1,3 +1,4 @@
+// The rows of a step: checked, copied, and divided into tiles.
 #include <algorithm>
 #include <stdexcept>
 #include <string>

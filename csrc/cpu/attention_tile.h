@@ -1,4 +1,4 @@
-// What stands between the division of the work (cpu_attention.cc) and the vector code (cpu_attention_<isa>.cc).
+// What the division of the work (attention.cc) and the vector code (attention_<isa>.cc) share.
 #pragma once
 
 #include <cstdint>

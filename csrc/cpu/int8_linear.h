@@ -7,7 +7,7 @@
 
 namespace ruprompt {
 
-// Output channels stand in panels of this many, so that one input multiplies a run of neighbouring bytes.
+// Output channels lie in panels of this many, so that one input multiplies a run of neighbouring bytes.
 constexpr int64_t kInt8PanelWidth = 32;
 
 // values[(p * in_features + k) * 32 + c] is the weight of input k for output channel 32 * p + c; the channels that fill

@@ -10,7 +10,7 @@ bool by_id(const Marker& left, const Marker& right) { return left.marker < right
 template <typename In, typename Out>
 MarkerMismatch resolve_typed(const In* ids, int64_t sequences, int64_t length, const std::vector<Marker>& markers,
                              Out* out) {
-  // Markers stand together at the end of a vocabulary: almost every id falls outside this span at one comparison.
+  // Markers are together at the end of a vocabulary: almost every id falls outside this span at one comparison.
   const int64_t lowest = markers.empty() ? 1 : markers.front().marker;
   const int64_t highest = markers.empty() ? 0 : markers.back().marker;
   std::vector<int64_t> found(markers.size());

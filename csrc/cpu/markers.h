@@ -22,7 +22,7 @@ struct MarkerMismatch {
 };
 
 // ids and out: [sequences, length], contiguous, of 4 or 8 byte integers each.
-// `out` holds garbage in the sequence of a mismatch and behind it.
+// `out` holds garbage in the sequence of a mismatch and after it.
 MarkerMismatch resolve_markers(const void* ids, int id_width, int64_t sequences, int64_t length,
                                std::vector<Marker> markers, void* out, int out_width);
 

@@ -6,6 +6,8 @@
 #include "cpu/splice.h"
 
 #ifdef RUPROMPT_X86
+// GCC's headers begin many intrinsics with an undefined register and warn of it: its bug 105593.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #endif
 

@@ -24,7 +24,7 @@ struct IndexList {
 
   bool empty() const { return size == 0; }
 
-  // `at` of -1 stands for the end.
+  // `at` of -1 means the end.
   void insert_before(IndexLinks& links, int32_t at, int32_t index) {
     const int32_t before = at < 0 ? tail : links.prev[at];
     links.prev[index] = before;

@@ -26,7 +26,7 @@ void PageHashTable::insert(uint64_t hash, int32_t page) {
 void PageHashTable::erase(uint64_t hash) {
   size_t hole = home(hash);
   while (entries_[hole].hash != hash || entries_[hole].page < 0) hole = after(hole);
-  // Entries behind the hole move up where that brings them nearer to their home, so that no search stops too early.
+  // Entries after the hole move up where that brings them nearer to their home, so that no search stops too early.
   const size_t mask = entries_.size() - 1;
   for (size_t i = after(hole); entries_[i].page >= 0; i = after(i)) {
     const size_t distance = (i - home(entries_[i].hash)) & mask;

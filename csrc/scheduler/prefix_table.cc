@@ -7,7 +7,8 @@ namespace ruprompt {
 
 int32_t PrefixTable::add(int64_t id, int32_t length, int32_t num_pages) {
   if (slots_.count(id) > 0) {
-    throw std::invalid_argument("prefix " + std::to_string(id) + " is known already: give the new one an id of its own");
+    throw std::invalid_argument("prefix " + std::to_string(id) +
+                                " is known already: give the new one an id of its own");
   }
   int32_t slot = static_cast<int32_t>(prefixes_.size());
   if (free_slots_.empty()) {

@@ -73,8 +73,8 @@ void Scheduler::check_fits_alone(const RequestSpec& spec, const Prefix* prefix) 
                         number(max_model_len_));
   }
   if (spec.max_sequences > max_sequences_) {
-    throw CapacityError(name + " needs " + number(spec.max_sequences) + " sequences at a time, more than max_sequences = " +
-                        number(max_sequences_));
+    throw CapacityError(name + " needs " + number(spec.max_sequences) + " sequences at a time, more than " +
+                        "max_sequences = " + number(max_sequences_));
   }
   const int64_t length = prefix == nullptr ? 0 : prefix->length;
   const int64_t prefix_pages = prefix == nullptr ? 0 : prefix->num_pages;
@@ -89,10 +89,11 @@ void Scheduler::check_fits_alone(const RequestSpec& spec, const Prefix* prefix) 
   const int64_t from_prefix = std::min(length, spec.num_tokens - 1) >> page_shift_;
   const int64_t pages = prefix_pages + (shared - from_prefix) + spec.max_sequences * (total - shared);
   if (pages > pages_.num_pages()) {
-    throw CapacityError(name + " needs up to " + number(pages) + " pages (" + number(prefix_pages) + " of its prefix, " +
-                        number(shared - from_prefix) + " of its input, and " + number(total - shared) +
-                        " for each of " + number(spec.max_sequences) + " sequences), and there are " +
-                        number(pages_.num_pages()) + ": give the pool more pages, or ask for fewer tokens");
+    throw CapacityError(name + " needs up to " + number(pages) + " pages (" + number(prefix_pages) +
+                        " of its prefix, " + number(shared - from_prefix) + " of its input, and " +
+                        number(total - shared) + " for each of " + number(spec.max_sequences) +
+                        " sequences), and there are " + number(pages_.num_pages()) +
+                        ": give the pool more pages, or ask for fewer tokens");
   }
 }
 

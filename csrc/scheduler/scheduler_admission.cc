@@ -15,7 +15,7 @@ constexpr size_t kMaxSkipped = 4;
 
 }  // namespace
 
-// The prefix's pages, then those pages of the text behind it that are found by their hash. At least the last known
+// The prefix's pages, then those pages of the text after it that are found by their hash. At least the last known
 // token is left to compute, and from the text no page that would have to be copied for it.
 Scheduler::Reuse Scheduler::find_reuse(const Request& request) const {
   Reuse reuse;
@@ -70,7 +70,7 @@ void Scheduler::admit_waiting() {
   for (const int32_t tenant : skipped_) queue_.restore(tenant);
 }
 
-// Nothing runs and nothing is being computed: what is held for other requests stands in the way of the first one.
+// Nothing runs and nothing is being computed: what is held for other requests is in the way of the first one.
 void Scheduler::admit_first_alone() {
   const int32_t tenant = queue_.pop_best();
   if (tenant < 0 || !running_.empty()) throw std::logic_error("requests are unfinished, but none can run");

@@ -35,8 +35,9 @@ void Scheduler::warm_prefix(int64_t id) {
                             ? pages_.num_pages()
                             : std::min<int64_t>(pages_.num_pages(), prefixes_.max_device_pages());
   if (prefix.num_pages > limit) {
-    throw CapacityError("prefix " + std::to_string(id) + " takes " + std::to_string(prefix.num_pages) + " pages, more than the " +
-                        std::to_string(limit) + " that prefixes may have: give the pool more pages");
+    throw CapacityError("prefix " + std::to_string(id) + " takes " + std::to_string(prefix.num_pages) +
+                        " pages, more than the " + std::to_string(limit) +
+                        " that prefixes may have: give the pool more pages");
   }
   if (prefix.warm || prefix.residency == Residency::kResident) return;
   prefix.warm = true;
@@ -49,7 +50,9 @@ void Scheduler::set_host_copy(int64_t id, bool exists) { prefixes_[prefixes_.slo
 // Without listing it: for prefixes whose content is not worth saving.
 void Scheduler::drop_prefix(int32_t slot) {
   Prefix& prefix = prefixes_[slot];
-  if (prefix.residency == Residency::kComputing) computing_.erase(std::find(computing_.begin(), computing_.end(), slot));
+  if (prefix.residency == Residency::kComputing) {
+    computing_.erase(std::find(computing_.begin(), computing_.end(), slot));
+  }
   for (const int32_t waiter : prefix.waiters) {
     requests_[waiter].waits_for_prefix = false;
     queue_.restore(requests_[waiter].tenant);

@@ -114,7 +114,8 @@ class World {
     for (int64_t i = 0; i < tokens / kPageSize; ++i) hashes.push_back((text << 32) + i);
     if (pick(0, 3) == 0) hashes.clear();
     try {
-      scheduler_.add({next_id_, pick(0, 4), pick(0, 2) == 0 ? -1 : any_prefix(), tokens, max_new, max_sequences, hashes});
+      const int64_t prefix = pick(0, 2) == 0 ? -1 : any_prefix();
+      scheduler_.add({next_id_, pick(0, 4), prefix, tokens, max_new, max_sequences, hashes});
     } catch (const CapacityError&) {
       return;
     } catch (const std::invalid_argument&) {

@@ -1,12 +1,14 @@
 // The scheduler for Python. A call takes a few microseconds, so the interpreter lock is kept: it is also what keeps two
 // threads apart. The plan's arrays are made once and shown as they are, without a copy.
-#include "bindings/bind.h"
+#include "bindings/bindings.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -89,7 +91,8 @@ void register_errors() {
 }
 
 void register_plan(py::module_& m) {
-  py::class_<PlanView> plan(m, "Plan", py::is_final(), plain_metaclass(), R"(What one step does; made by Scheduler.step, the same object every time.
+  py::class_<PlanView> plan(m, "Plan", py::is_final(), plain_metaclass(),
+                            R"(What one step does; made by Scheduler.step, the same object every time.
 
 The arrays have their full capacity; the counts say how much of each belongs to the current step. They are views of
 the scheduler's own memory, valid until the next step, and only to be read.)");
@@ -108,11 +111,11 @@ the scheduler's own memory, valid until the next step, and only to be read.)");
   };
   array("request_ids", &PlanView::request_ids, "int64 [rows]; -1 - prefix id for a prefix that is being computed.");
   array("sequence_indices", &PlanView::sequence_indices, "int32 [rows]: which of the request's sequences.");
-  array("query_starts", &PlanView::query_starts, "int32 [rows + 1]: where each row's tokens start in the packed batch.");
+  array("query_starts", &PlanView::query_starts, "int32 [rows + 1]: where each row's tokens start in the batch.");
   array("context_lens", &PlanView::context_lens, "int32 [rows]: tokens of the row in the cache after this step.");
   array("samples", &PlanView::samples, "uint8 [rows]: 1 where the row's last token is the last one known.");
   array("block_tables", &PlanView::block_tables, "int32 [rows, max pages]: the row's pages, right up to its context.");
-  array("write_slots", &PlanView::write_slots, "int64 [tokens]: page * page_size + offset of each token's key and value.");
+  array("write_slots", &PlanView::write_slots, "int64 [tokens]: page * page_size + offset of each token.");
   array("copies", &PlanView::copies, "int32 [copies, 2]: from page, to page; no page is a target of two.");
   array("evicted_ids", &PlanView::evicted_ids, "int64 [evictions]: prefixes that leave the device.");
   array("evicted_page_starts", &PlanView::evicted_page_starts, "int32 [evictions + 1], into evicted_pages.");
@@ -127,7 +130,8 @@ void register_scheduler(py::module_& m) {
   register_errors();
   register_plan(m);
   using Self = BoundScheduler;
-  py::class_<Self>(m, "Scheduler", py::is_final(), plain_metaclass(), R"(Decides which sequences run in a step, with how many tokens, on which pages.
+  py::class_<Self>(m, "Scheduler", py::is_final(), plain_metaclass(),
+                   R"(Decides which sequences run in a step, with how many tokens, on which pages.
 
 num_pages pages of page_size tokens (a power of two) are shared by all; at most max_sequences sequences run at a time,
 none longer than max_model_len tokens, with at most max_step_tokens >= max_sequences tokens in a step. Prefixes take at
@@ -181,7 +185,7 @@ RuntimeError: a step is under way.)",
       .def(
           "commit",
           [](Self& self, const std::vector<int64_t>& finished) { self.scheduler.commit(finished); },
-          R"(The step is done: its tokens count as computed, sampling sequences have one token more, finished requests end.
+          R"(The step is done: its tokens count as computed, sampling sequences have one more, finished requests end.
 
 IndexError: a finished id is not known. ValueError: a request that sampled its last token is not among the finished.
 RuntimeError: no step is under way. After an error the step is still under way.)",
@@ -201,7 +205,9 @@ Requests whose pages depended on a copy or load of the step wait again. Warming 
           "int32: the prefix's pages; none unless it is on the device. IndexError: not known.", py::arg("prefix_id"))
       .def(
           "pages_of",
-          [](const Self& self, int64_t id, int64_t sequence) { return to_array(self.scheduler.pages_of(id, sequence)); },
+          [](const Self& self, int64_t id, int64_t sequence) {
+            return to_array(self.scheduler.pages_of(id, sequence));
+          },
           "int32: the pages of a running sequence. IndexError: not known, or not running.", py::arg("request_id"),
           py::arg("sequence_index"))
       .def(

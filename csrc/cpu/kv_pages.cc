@@ -1,4 +1,4 @@
-#include "cpu/kv.h"
+#include "cpu/kv_pages.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,7 +9,7 @@ namespace {
 // Below this a parallel region costs more than it saves.
 constexpr int64_t kParallelBytes = 64 << 10;
 
-// Tokens first .. first + count - 1 stand in consecutive places of one page.
+// Tokens first .. first + count - 1 go to consecutive places of one page.
 struct Run {
   int64_t first;
   int64_t count;
