@@ -65,7 +65,7 @@ def test_the_source_distribution_is_complete(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tops = {
-        "csrc/bindings/bind.cc",
+        "csrc/bindings/module.cc",
         "csrc/cpu/dtype.h",
         "kernels/splice.py",
         "LICENSE",
