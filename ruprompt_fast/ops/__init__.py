@@ -1,15 +1,16 @@
 """The operators, all in one style.
 
 - ``ops/<name>.py`` says what an operator computes: a formula, the checks of its arguments, a reference in plain PyTorch
-  (``<name>_reference``), and which implementation a device takes, registered with torch where there is a gradient to
-  register or a compiler to satisfy, which costs microseconds of each call, and by a plain call elsewhere.
-- ``ops/cpu/<name>.py`` and ``ops/cuda/<name>.py`` hold the implementations, ``<name>_cpu`` and ``<name>_cuda``. They
-  take checked arguments, and only they call the compiled extension, oneDNN and the Triton kernels.
-- What an implementation prepares once for many calls is a class beside it, which its backend makes and uses directly
-  and which checks for itself: ``AttentionTables`` of a step, ``PackedWeight`` and ``Int8Weight`` of a frozen layer.
-- The layout of a tensor that only implementations read, such as the pages of keys and values, is theirs.
+  (``<name>_reference``), and the implementation that a device takes. What ``torch.compile`` and autograd have to know is
+  registered with torch, which costs microseconds of every call; what runs in every layer of a step is called directly.
+- ``ops/cpu/<name>.py`` and ``ops/cuda/<name>.py`` hold the implementations, ``<name>_cpu`` and ``<name>_cuda``, which
+  take checked arguments. Nothing else calls compiled kernels, oneDNN or Triton.
+- What is prepared once for many calls is a class of the implementation, which a backend makes, uses without the
+  operator, and which therefore checks for itself: ``AttentionTables`` of a step with ``paged_attention_cpu``,
+  ``PackedWeight`` and ``Int8Weight`` of a frozen layer.
+- A layout that only kernels read, such as that of the pages of keys and values, is the implementation's.
 
-An implementation never imports an operator that dispatches to it; what both need is in ``_checks`` and ``_errors``.
+An implementation never imports an operator that dispatches to it: what both need is in ``_checks`` and ``_errors``.
 """
 
 from ruprompt_fast.ops.cpu.kv_pages import kv_page_shapes
