@@ -1,8 +1,8 @@
 """The splice against F.embedding of as many ids, ruPrompts' algorithm, and a plain copy of the output's bytes.
 
 The groups "own memory" run every candidate as a user calls it: each allocates its output, and outputs above 32 MB come
-from the system anew for all but the splice, which keeps their memory. In the groups "given memory" the other candidates
-write into a buffer that is there already, which leaves the algorithms alone to be compared.
+from the system again for all but the splice, which keeps their memory. In the groups "given memory" the other
+candidates write into a buffer that is there already, which leaves the algorithms alone to be compared.
 """
 
 from __future__ import annotations

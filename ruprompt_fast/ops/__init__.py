@@ -1,8 +1,8 @@
 """The operators, all in one style.
 
 - ``ops/<name>.py`` says what an operator computes: a formula, the checks of its arguments, a reference in plain PyTorch
-  (``<name>_reference``), and the implementation that a device takes. What ``torch.compile`` and autograd have to know is
-  registered with torch, which costs microseconds of every call; what runs in every layer of a step is called directly.
+  (``<name>_reference``), and the implementation that a device takes. What ``torch.compile`` and autograd must know of
+  is registered with torch, at some microseconds a call; what every layer of a step calls is dispatched in Python.
 - ``ops/cpu/<name>.py`` and ``ops/cuda/<name>.py`` hold the implementations, ``<name>_cpu`` and ``<name>_cuda``, which
   take checked arguments. Nothing else calls compiled kernels, oneDNN or Triton.
 - What is prepared once for many calls is a class of the implementation, which a backend makes, uses without the

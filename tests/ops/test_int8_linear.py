@@ -1,4 +1,4 @@
-"""Linear layers from int8 weights against what the weights stand for."""
+"""Linear layers from int8 weights against what the weights mean."""
 
 from __future__ import annotations
 

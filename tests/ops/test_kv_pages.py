@@ -1,4 +1,4 @@
-"""Writing keys and values into pages, copying pages: equal to the reference to the bit, errors that name the slot."""
+"""Writing keys and values into pages, copying pages: bitwise identical to the reference, errors that name the slot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of packed sequences behind shared prefixes: forward and backward equal to one sequence at a time."""
+"""Attention of packed sequences after shared prefixes: forward and backward equal to one sequence at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS: list[dict[str, float]] = [
     {"softcap": 9.0, "sliding_window": 20},
 ]
 
-# Two prefixes that are computed in the batch, texts behind them, and some that stand alone.
+# Two prefixes that are computed in the batch, texts after them, and some with none.
 MIXED = PackedSequences((20, 3, 9, 1, 12, 17, 33), (NO_PREFIX, NO_PREFIX, 0, 0, 1, NO_PREFIX, 0))
 
 
@@ -88,7 +88,7 @@ def test_any_head_size(dim: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 130])
-def test_any_length_behind_a_given_prefix(length: int) -> None:
+def test_any_length_after_a_given_prefix(length: int) -> None:
     check(Case(PackedSequences((length, 2, length), (2, 2, NO_PREFIX))))
 
 
@@ -115,8 +115,8 @@ def test_is_causal_and_sees_nothing_of_its_neighbours() -> None:
     st.lists(st.tuples(st.integers(1, 20), st.sampled_from([NO_PREFIX, 0, 1, 2])), min_size=1, max_size=8),
     st.one_of(st.none(), st.integers(2, 30)),
 )
-def test_any_packing(behind: list[tuple[int, int]], window: int | None) -> None:
-    lens, prefix_of = zip(*behind, strict=True)
+def test_any_packing(texts: list[tuple[int, int]], window: int | None) -> None:
+    lens, prefix_of = zip(*texts, strict=True)
     check(Case(PackedSequences((6, 1, *lens), (NO_PREFIX, NO_PREFIX, *prefix_of))), sliding_window=window)
 
 

@@ -1,4 +1,4 @@
-"""The lookup: equal to the reference to the bit, for every size, dtype and layout; errors that name the id."""
+"""The lookup: bitwise identical to the reference, for every size, dtype and layout; errors that name the id."""
 
 from __future__ import annotations
 

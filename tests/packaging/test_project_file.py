@@ -46,5 +46,5 @@ def test_the_build_needs_no_torch(project: dict) -> None:
 
 
 def test_kernels_package_is_empty() -> None:
-    # At the root of a source tree on sys.path it stands before a package of Hugging Face of the same name.
+    # At the root of a source tree on sys.path it comes before a package of Hugging Face of the same name.
     assert (ROOT / "kernels" / "__init__.py").read_text(encoding="utf-8") == ""
