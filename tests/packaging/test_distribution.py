@@ -72,6 +72,9 @@ def test_the_source_distribution_is_complete(sdist: Path) -> None:
         "Makefile",
         "constraints.txt",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/benchmarks.md",
     }
     assert tops <= names
     assert {f"tests/packaging/{Path(__file__).name}", "bench/bench_splice.py"} <= names
