@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,8 +29,9 @@ from ruprompt_fast.dispatch.served_model import ServedModel
 from ruprompt_fast.prompts import MultiPrompt
 from ruprompt_fast.prompts.ensemble import PromptSource, load_prompt
 from ruprompt_fast.prompts.format.verbalizers import Labels
+from ruprompt_fast.requests.calls import split_extras
 from ruprompt_fast.requests.ensemble_answers import most_probable
-from ruprompt_fast.requests.inputs import Input
+from ruprompt_fast.requests.inputs import Input, Inputs, PromptNames
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -134,8 +135,8 @@ class FastPromptModel(ServedModel):
 
     def generate(
         self,
-        inputs: Input | Sequence[Input],
-        prompt: str | Sequence[str | None] | None = None,
+        inputs: Inputs,
+        prompt: PromptNames = None,
         generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None = None,
         *,
         seed: int | Sequence[int | None] | None = None,
@@ -146,7 +147,7 @@ class FastPromptModel(ServedModel):
         progress: bool | None = None,
         **generation_kwargs: Any,
     ) -> list[GenerationOutput]:
-        """Continue every input behind its prompt.
+        """Continue every input after its prompt.
 
         Args:
             inputs: a string (the prompt's only field, or the field ``text``), a dict of the prompt's fields, or a
@@ -212,46 +213,48 @@ class FastPromptModel(ServedModel):
             self._calls.streamed_task(input, prompt, generation_config, extras, generation_kwargs)
         )
 
-    async def astream(
+    async def agenerate(
+        self,
+        inputs: Inputs,
+        prompt: PromptNames = None,
+        generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None = None,
+        *,
+        progress: bool | None = None,
+        **kwargs: Any,
+    ) -> list[GenerationOutput]:
+        """:meth:`generate` for asyncio: steps run in a thread, so the event loop stays free.
+
+        While :attr:`engine_thread` runs, cancelling the task cancels its requests; without it they run to their ends.
+        """
+        read = partial(self._calls.tasks, inputs, prompt, generation_config, *split_extras(kwargs))
+        tasks = await asyncio.to_thread(read)
+        with progress_bar(len(tasks), progress) as report:
+            return most_probable(tasks, await self._dispatcher.agenerate(tasks, report))
+
+    def astream(
         self,
         input: Input,
         prompt: str | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[str]:
-        """:meth:`stream` for asyncio: steps run in a thread, so the event loop stays free."""
-        pieces = await asyncio.to_thread(self.stream, input, prompt, generation_config, **kwargs)
-        reading = threading.Lock()  # a cancelled task leaves its thread inside next(), and close() has to wait for it
+    ) -> AsyncGenerator[str, None]:
+        """:meth:`stream` for asyncio: steps run in a thread, so the event loop stays free.
 
-        def advance() -> str | None:
-            with reading:
-                return next(pieces, None)
+        While :attr:`engine_thread` runs, the text is written whether it is read or not, and no piece takes a thread to
+        wait for it. Wrong arguments are refused when the first piece is asked for.
+        """
+        read = partial(self._calls.streamed_task, input, prompt, generation_config, *split_extras(kwargs))
+        return self._dispatcher.astream(read)
 
-        def close() -> None:
-            with reading:
-                cast("Generator[str, None, None]", pieces).close()
+    def classify(self, inputs: Inputs, prompt: PromptNames = None, *, labels: Labels) -> list[ClassificationOutput]:
+        """Choose among label words by their log-probability after every input.
 
-        try:
-            while (piece := await asyncio.to_thread(advance)) is not None:
-                yield piece
-        finally:
-            await asyncio.shield(asyncio.to_thread(close))
-
-    def classify(
-        self,
-        inputs: Input | Sequence[Input],
-        prompt: str | Sequence[str | None] | None = None,
-        *,
-        labels: Labels,
-    ) -> list[ClassificationOutput]:
-        """Choose among label words by their log-probability behind every input.
-
-        A label word has the tokens that it has as a target that is trained behind the input.
+        A label word has the tokens that it has as a target that is trained after the input.
 
         Args:
             inputs: as in :meth:`generate`.
             prompt: as in :meth:`generate`.
-            labels: the label words as they stand behind the input, with a leading space where the text needs one; or
+            labels: the label words as they follow the input, with a leading space where the text needs one; or
                 for every class its word, as a training task has them, or several words, whose probabilities add up.
 
         Returns:
@@ -263,12 +266,9 @@ class FastPromptModel(ServedModel):
             ContextLengthError: an input and its longest label do not fit the model's context.
             TokenIdError: a label holds a token that the model has no row for; and what :meth:`generate` raises.
         """
-        classification = self._classification(inputs, prompt, labels)
-        return classification.run(self._dispatcher)
+        return self._classification(inputs, prompt, labels).run(self._dispatcher)
 
-    def check_fits(
-        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None, *, labels: Labels
-    ) -> None:
+    def check_fits(self, inputs: Inputs, prompt: PromptNames = None, *, labels: Labels) -> None:
         """Check all that :meth:`classify` checks before it runs anything.
 
         Raises:
@@ -276,16 +276,12 @@ class FastPromptModel(ServedModel):
         """
         self._classification(inputs, prompt, labels)
 
-    def _classification(
-        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None, labels: Labels
-    ) -> Classification:
+    def _classification(self, inputs: Inputs, prompt: PromptNames, labels: Labels) -> Classification:
         config = self.model.config
         known = min(self._embedding.num_embeddings, config.get_text_config().vocab_size)
         return Classification(self._calls.requests(inputs, prompt), check_labels(labels), self.tokenizer, config, known)
 
-    def count_tokens(
-        self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None = None
-    ) -> list[int]:
+    def count_tokens(self, inputs: Inputs, prompt: PromptNames = None) -> list[int]:
         """How many positions of the context every input takes, prompt rows and special tokens included.
 
         Args:

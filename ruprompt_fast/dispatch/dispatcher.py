@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,9 +14,13 @@ from torch import Tensor
 from ruprompt_fast.backends import PreparedModel
 from ruprompt_fast.concurrency.fair_lock import FairLock
 from ruprompt_fast.core import GenerationOutput
+from ruprompt_fast.dispatch.async_reading import read_in_threads
+from ruprompt_fast.dispatch.engine_building import build_engine
 from ruprompt_fast.dispatch.engine_options import EngineOptions
-from ruprompt_fast.dispatch.model_engine import ModelEngine, NoEngine, Progress, build_engine
+from ruprompt_fast.dispatch.model_engine import ModelEngine, NoEngine, Progress
+from ruprompt_fast.dispatch.routes import Routes, streaming_engine
 from ruprompt_fast.embedding import detach_prompts
+from ruprompt_fast.engine.engine_thread import EngineThread
 from ruprompt_fast.engine.loop import StepLoop
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.errors import (
@@ -23,14 +29,10 @@ from ruprompt_fast.errors import (
     FallbackWarning,
     ModelChangedError,
     RupromptError,
-    SettingError,
-    UnsupportedModelError,
     described,
 )
 from ruprompt_fast.fallback.call_context import check_attached
 from ruprompt_fast.fallback.padded_generator import PaddedGenerator
-from ruprompt_fast.integration.watch import Watch
-from ruprompt_fast.requests.coverage import padded_only_settings
 from ruprompt_fast.requests.deep_requests import check_deep
 from ruprompt_fast.requests.generation_task import GenerationTask
 from ruprompt_fast.requests.inputs import Request
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ruprompt_fast.embedding import SplicedEmbedding
+    from ruprompt_fast.requests.sampling_params import SamplingParams
 
-_GONE = "the model was detached while this request ran; load it anew and make the request again."
+_GONE = "the model was detached while this request ran; load it again and make the request again."
 _CHANGED = (
     "the model was changed while this request ran (weights, layers, adapters, hooks or settings), and what was "
     "computed before does not fit what it is now; make the request again."
@@ -49,7 +52,7 @@ _CHANGED = (
 
 
 class Dispatcher:
-    """Runs every request on the engine, or on the padded path if its model or its settings need that.
+    """Runs every request on the engine, or on the transformers fallback if its model or its settings need that.
 
     The engine is built at the first use, and again if anything has changed since that the model computes from; what was
     computed and packed before goes with the one before it.
@@ -59,6 +62,9 @@ class Dispatcher:
         tokenizer: its tokenizer.
         embedding: its input embedding.
         options: what the engine may take.
+
+    Attributes:
+        engine_thread: serves coroutines while it runs.
     """
 
     def __init__(
@@ -72,12 +78,12 @@ class Dispatcher:
         self._tokenizer = tokenizer
         self._embedding = embedding
         self._options = options
-        turn = FairLock()
-        step = weakref.WeakMethod(self._step)  # a strong reference would be a cycle around the model
-        self._loop = StepLoop(lambda: (run := step()) is not None and run(), turn, options.threads)
-        guard = weakref.WeakMethod(self._guard)
-        self._padded = PaddedGenerator(
-            model, tokenizer, embedding, options.max_batch_size, turn, lambda: _call(guard())
+        engine_lock = FairLock()
+        self._loop = StepLoop(self._step, engine_lock, options.threads)
+        self.engine_thread = EngineThread(self._loop)
+        guard = weakref.WeakMethod(self._guard)  # a strong reference would be a cycle around the model
+        self._fallback = PaddedGenerator(
+            model, tokenizer, embedding, options.max_batch_size, engine_lock, lambda: _call(guard())
         )
         self._current: ModelEngine | NoEngine | None = None
         self._has_warned = False
@@ -87,24 +93,28 @@ class Dispatcher:
 
         Raises:
             SettingError, CapacityError: a task cannot work. Nothing is run then.
-            UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
+            UnsupportedModelError: a deep prompt, and a model that only the transformers fallback runs.
             DetachedModelError: the model has lost its prompts.
             EngineStepError: a step of the engine failed.
             ModelChangedError: the model was changed while the tasks ran.
         """
-        current = self._ready()
-        needs = [self._padded_needs(current, task) for task in tasks]
-        engine_tasks = [task for task, need in zip(tasks, needs, strict=True) if not need]
-        padded_tasks = [task for task, need in zip(tasks, needs, strict=True) if need]
-        params = [task.params() for task in engine_tasks]
-        by_engine: Iterator[list[GenerationOutput]] = iter(())
-        if engine_tasks and isinstance(current, ModelEngine):  # first: it refuses what does not fit
-            by_engine = iter(current.generate([task.request for task in engine_tasks], params, progress))
-        num_before = len(engine_tasks)
-        report = None if progress is None else lambda num_done: progress(num_before + num_done)
-        by_transformers = iter(self._padded.generate(padded_tasks, report) if padded_tasks else ())
-        ordered = [next(by_transformers) if need else next(by_engine) for need in needs]
-        return [output for of_task in ordered for output in of_task]
+        routes = Routes(tasks, self._ready(), self._options.max_batch_size)
+        if routes.engine is not None:  # first: it refuses what does not fit
+            routes.engine.run(routes.jobs, progress)
+        return self._with_fallback(routes, progress)
+
+    async def agenerate(
+        self, tasks: Sequence[GenerationTask], progress: Progress | None = None
+    ) -> list[GenerationOutput]:
+        """:meth:`generate` for a coroutine; where the engine's thread runs, cancelling it cancels the tasks."""
+        if not self.engine_thread.is_running:
+            return await asyncio.to_thread(self.generate, tasks, progress)
+        routes = await asyncio.to_thread(lambda: Routes(tasks, self._ready(), self._options.max_batch_size))
+        if routes.engine is not None:
+            await routes.engine.arun(self.engine_thread, routes.jobs, progress)
+        if not routes.fallback_tasks:
+            return routes.outputs(())
+        return await asyncio.to_thread(self._with_fallback, routes, progress)
 
     def stream(self, task: GenerationTask) -> Iterator[str]:
         """The text of a task's one output, piece by piece.
@@ -112,36 +122,44 @@ class Dispatcher:
         Raises:
             SettingError: the settings ask for several outputs or for beams; and what :meth:`generate` raises.
         """
-        params = task.params()
-        if params.num_beams > 1 or params.num_return_sequences > 1:
-            raise SettingError(
-                "a stream gives one text as it is written: num_beams and num_return_sequences must be 1; found "
-                f"{params.num_beams} and {params.num_return_sequences}."
-            )
-        current = self._ready()
-        needs = self._padded_needs(current, task)
-        if isinstance(current, NoEngine) or needs:
-            return self._padded.stream(task, params.stop_strings)
-        return current.stream(task.request, params)
+        return self._begun(task, *self._streamed(task))
+
+    async def astream(self, read_task: Callable[[], GenerationTask]) -> AsyncGenerator[str, None]:
+        """:meth:`stream` for a coroutine, without a thread's help for each piece where the engine's thread runs.
+
+        Args:
+            read_task: gives the task, which may take its time.
+        """
+
+        def begin() -> AsyncGenerator[str, None]:
+            task = read_task()
+            params, engine = self._streamed(task)
+            if engine is not None and self.engine_thread.is_running:
+                return engine.astream(self.engine_thread, task.request, params)
+            return read_in_threads(self._begun(task, params, engine))
+
+        async with aclosing(await asyncio.to_thread(begin)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
-        """Logits behind each request and behind each token of a continuation.
+        """Logits after each request and after each token of a continuation.
 
         Returns:
             [requests, len(continuation) + 1, vocabulary], float32.
 
         Raises:
-            UnsupportedModelError: a deep prompt, and a model that only the padded path runs.
+            UnsupportedModelError: a deep prompt, and a model that only the transformers fallback runs.
         """
         current = self._ready()
         if isinstance(current, ModelEngine):
             return current.continuation_logits(requests, continuation)
         for request in requests:
             check_deep(request, current.reason)
-        return self._padded.continuation_logits(requests, continuation)
+        return self._fallback.continuation_logits(requests, continuation)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
-        """Compute the prompts' prefixes now, as far as there is room; nothing to do on the padded path."""
+        """Compute the prompts' prefixes now, as far as there is room; nothing to do on the transformers fallback."""
         current = self._ready()
         if isinstance(current, ModelEngine):
             current.warm_up(prompts)
@@ -153,7 +171,7 @@ class Dispatcher:
             self._loop.call(current.engine.forget_retired)
 
     def refresh(self) -> None:
-        """Compute and pack everything anew, whether it seems to have changed or not."""
+        """Compute and pack everything again, whether it seems to have changed or not."""
         self._loop.check_caller()
         check_attached(self._model, self._embedding)
         self._loop.call(lambda: self._renew(thorough=True))
@@ -162,7 +180,7 @@ class Dispatcher:
         """How requests run, and the engine's counts."""
         current = self._ready()
         if isinstance(current, NoEngine):
-            return ModelStats("padded", current.reason, None)
+            return ModelStats("fallback", current.reason, None)
         return ModelStats("engine", "", self._loop.call(current.engine.stats))
 
     def check_integrity(self) -> None:
@@ -212,21 +230,22 @@ class Dispatcher:
 
         return check
 
-    def _padded_needs(self, current: ModelEngine | NoEngine, task: GenerationTask) -> str:
-        """Why a task has to take the padded path; empty if it need not."""
-        settings = padded_only_settings(task.config)
-        most = self._options.max_batch_size
-        if task.num_sequences > most:
-            settings = [*settings, f"{task.num_sequences} sequences, more than max_batch_size={most}"]
-        reason = current.reason if isinstance(current, NoEngine) else ""
-        check_deep(task.request, reason, settings)
-        why = reason or (f"of {', '.join(settings)}" if settings else "")
-        if why and (names := task.extras.engine_only()):
-            raise SettingError(
-                f"{', '.join(names)}: only the engine knows these, and this request takes transformers' own generate "
-                f"because {why}. Leave them out, or what sends the request there."
-            )
-        return why
+    def _with_fallback(self, routes: Routes, progress: Progress | None) -> list[GenerationOutput]:
+        """The outputs of a call, the engine's being there already."""
+        num_before = len(routes.jobs)
+        report = None if progress is None else lambda num_done: progress(num_before + num_done)
+        tasks = routes.fallback_tasks
+        return routes.outputs(self._fallback.generate(tasks, report) if tasks else ())
+
+    def _streamed(self, task: GenerationTask) -> tuple[SamplingParams, ModelEngine | None]:
+        """A stream's settings, and the engine if it takes that."""
+        params = task.params()
+        return params, streaming_engine(task, self._ready(), self._options.max_batch_size)
+
+    def _begun(self, task: GenerationTask, params: SamplingParams, engine: ModelEngine | None) -> Iterator[str]:
+        if engine is None:
+            return self._fallback.stream(task, params.stop_strings)
+        return engine.stream(task.request, params)
 
     def _ready(self) -> ModelEngine | NoEngine:
         """The engine for the model as it is now."""
@@ -255,7 +274,8 @@ class Dispatcher:
             self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
             self._model.eval()
             try:
-                self._current = self._build(prepared, thorough)
+                whole = (self._model, self._tokenizer, self._embedding, self._options, self._loop)
+                self._current = build_engine(*whole, prepared, thorough=thorough)
             except Exception as error:
                 if current is None or isinstance(error, RupromptError):
                     raise
@@ -263,19 +283,6 @@ class Dispatcher:
             self._loop.is_stale = False
             current = self._current
         return current
-
-    def _build(self, prepared: PreparedModel | None, thorough: bool) -> ModelEngine | NoEngine:
-        try:
-            return build_engine(
-                self._model, self._tokenizer, self._embedding, self._options, self._loop, prepared, thorough=thorough
-            )
-        except UnsupportedModelError as error:
-            if self._options.quantization is not None:
-                asked = f'quantization="{self._options.quantization}"'
-                raise UnsupportedModelError(
-                    f"{asked} needs the engine, and this model cannot run on it: {error} Leave {asked} out."
-                ) from error
-            return NoEngine(str(error), Watch(self._embedding))
 
     def _take_current(self, error: Callable[[], Exception]) -> PreparedModel | None:
         """End the engine, its requests with an error, and give the model's prepared layers."""

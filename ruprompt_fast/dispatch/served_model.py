@@ -13,6 +13,7 @@ from ruprompt_fast.dispatch.dispatcher import Dispatcher
 from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.dispatch.model_sources import check_served, unwrapped
 from ruprompt_fast.embedding import SplicedEmbedding, attach_prompts
+from ruprompt_fast.engine.engine_thread import EngineThread
 from ruprompt_fast.engine.stats import ModelStats
 from ruprompt_fast.errors import AlreadyAttachedError, UnknownPromptError, shown
 from ruprompt_fast.prompts import Prompt, PromptEnsemble
@@ -73,6 +74,17 @@ class ServedModel:
         """Where the model is."""
         return self._embedding.weight.device
 
+    @property
+    def engine_thread(self) -> EngineThread:
+        """The engine's thread for servers: ``async with model.engine_thread:`` around all that they serve.
+
+        Within it :meth:`FastPromptModel.astream` and :meth:`FastPromptModel.agenerate` wait for no thread, in any
+        number of event loops, and the engine runs for as long as it has work. What still runs at the block's end fails
+        with :class:`~ruprompt_fast.errors.EngineStepError`. Requests that take transformers' own generate go on as
+        without it.
+        """
+        return self._dispatcher.engine_thread
+
     def add_prompt(self, name: str, prompt: PromptSource) -> None:
         """Load a prompt or an ensemble under a name; what has the name is replaced.
 
@@ -115,7 +127,7 @@ class ServedModel:
         self._dispatcher.warm_up([prompt for name in names for prompt in self._registry.members(name)])
 
     def refresh(self) -> None:
-        """Have everything computed anew that was computed from the model's weights.
+        """Have everything computed again that was computed from the model's weights.
 
         Changes of weights, layers, adapters, hooks, modes and configs are noticed by every call; after those that leave
         no trace, call this: single numbers written through ``.data``, ``numpy()`` or memory that other processes share,
@@ -128,7 +140,7 @@ class ServedModel:
         self._dispatcher.refresh()
 
     def stats(self) -> ModelStats:
-        """How requests run, on the engine or on the padded path and why, and the engine's counts."""
+        """How requests run, on the engine or on the transformers fallback and why, and the engine's counts."""
         return self._dispatcher.stats()
 
     def check_integrity(self) -> None:

@@ -5,6 +5,9 @@ split whatever that thread does, also the ``__exit__`` of a lock. What changes t
 that no signal reaches. Callers put work into a queue, which is written in C, and wait for the answer; an interrupt can
 make them go away, but leaves nothing half done. One thread also means one team of OpenMP and one arena of the
 allocator, however many threads call.
+
+Steps run for as long as a caller waits. With an :class:`~ruprompt_fast.engine.orders.Audience`, which never has to ask
+for the next one, they run for as long as there is work.
 """
 
 from __future__ import annotations
@@ -17,86 +20,44 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeAlias, TypeVar, cast
-
-import torch
+from typing import Any, TypeAlias, TypeVar, cast
 
 from ruprompt_fast.concurrency.fair_lock import FairLock
 from ruprompt_fast.concurrency.team import Team
 from ruprompt_fast.concurrency.threads import check_caller, program_is_ending, start_thread, wake_at_end
+from ruprompt_fast.engine.orders import Answer, Audience, Order
 from ruprompt_fast.errors import EngineStepError, described
 
 T = TypeVar("T")
+_AnyOrder: TypeAlias = Order[Any]
 
-_LOOK_AGAIN_SECONDS = 5.0  # how long a caller waits before it makes sure that the thread is still there
+LOOK_AGAIN_SECONDS = 5.0
+"""How long a caller waits before it makes sure that the thread is still there."""
+
 _PAUSE_SECONDS = 0.001  # between steps that have nothing to do
 
 
-class _Order(Generic[T]):
-    """What a caller wants of the thread, and the way back to it.
-
-    Attributes:
-        work: what to do; None for a caller that only waits, and once it is begun.
-        done: for work, None; else whether what the caller waits for has happened.
-        answer: gets what the work returned, or what it or ``done`` raised.
-        is_wanted: whether the caller still waits.
-        num_threads: torch's threads in the caller, which the steps use from then on.
-    """
-
-    __slots__ = ("__weakref__", "answer", "done", "is_wanted", "num_threads", "work")
-
-    def __init__(self, work: Callable[[], T] | None, done: Callable[[], bool] | None) -> None:
-        self.work = work
-        self.done = done
-        self.answer: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-        self.is_wanted = True
-        self.num_threads = torch.get_num_threads()
-
-    def run(self) -> None:
-        """Do the work."""
-        work, self.work = self.work, None
-        if work is None or not self.is_wanted:
-            return
-        try:
-            self.answer.put((work(), None))
-        except BaseException as error:
-            self.answer.put((None, error))
-
-    def settle(self) -> bool:
-        """Answer if what is waited for has happened; whether the caller need not be waited for any more."""
-        if not self.is_wanted or self.done is None:
-            return True
-        try:
-            if not self.done():
-                return False
-            self.answer.put((None, None))
-        except BaseException as error:
-            self.answer.put((None, error))
-        return True
-
-
-_AnyOrder: TypeAlias = _Order[Any]
-
-
 class StepLoop:
-    """Runs steps for as long as a caller waits for something that they bring about.
+    """Runs steps for as long as a caller waits for something that they bring about, or an audience watches them.
 
     The thread is started by the first call, ends with the last reference to this object, and cannot be lost: a caller
     whose thread has died starts another.
 
     Args:
-        step: runs one step, and returns whether there was something to do; called on the thread, with ``turn`` held.
-        turn: the lock over everything that a step changes.
+        step: a method that runs one step and returns whether there was something to do; called on the thread, holding
+            the engine lock. The object that it belongs to is not kept alive.
+        engine_lock: held for everything that a step changes.
         threads: how many threads a step computes on; None takes the latest caller's, or fewer while other programs take
             processors.
 
     Attributes:
-        is_stale: whether another thread is to take the place of this one, behind the step that it runs.
+        is_stale: whether another thread is to take the place of this one, after the step that it runs.
+        audience: for whom steps run as long as there is work; set on the thread.
     """
 
-    def __init__(self, step: Callable[[], bool], turn: FairLock, threads: int | None = None) -> None:
-        self._step = step
-        self._turn = turn
+    def __init__(self, step: Callable[[], bool], engine_lock: FairLock, threads: int | None = None) -> None:
+        self._step = weakref.WeakMethod(step)
+        self._engine_lock = engine_lock
         self._orders: SimpleQueue[_AnyOrder | None] = SimpleQueue()
         # Held by the thread that runs. Two callers may both find it free and start threads; the second ends at once.
         self._running = threading.Lock()
@@ -104,6 +65,7 @@ class StepLoop:
         self._waiting: list[weakref.ref[_AnyOrder]] = []
         self._team = Team(threads)
         self.is_stale = False
+        self.audience: Audience | None = None
         self._wake = partial(self._orders.put, None)
         weakref.finalize(self, self._wake).atexit = False
         wake_at_end(self._wake)
@@ -116,7 +78,7 @@ class StepLoop:
         Raises:
             DeadlockError: the caller is on this thread or another of ours, or in a fork of the process that made it.
         """
-        return cast(T, self._answer(_Order(work, None)))
+        return cast(T, self._answered(work, None))
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Return as soon as ``done()``, which a step makes true; it is called on the thread, after every step.
@@ -124,7 +86,27 @@ class StepLoop:
         Raises:
             DeadlockError: as for :meth:`call`.
         """
-        self._answer(_Order(None, done))
+        self._answered(None, done)
+
+    def post(self, order: _AnyOrder) -> None:
+        """Have an order carried out between two steps, without waiting for the answer.
+
+        Raises:
+            DeadlockError: as for :meth:`call`.
+            EngineStepError: the thread is gone, and the system gives no other, or the program ends.
+        """
+        self.check_caller()
+        self._orders.put(order)
+        self.make_sure()
+
+    def make_sure(self) -> None:
+        """Start a thread if there is none.
+
+        Raises:
+            EngineStepError: the system does not give one, or the program ends.
+        """
+        if not self._running.locked():
+            self.start()
 
     def check_caller(self) -> None:
         """Refuse a caller whom the thread cannot answer.
@@ -134,15 +116,16 @@ class StepLoop:
         """
         check_caller(self._process)
 
-    def _answer(self, order: _Order[T]) -> T | None:
+    def _answered(self, work: Callable[[], T] | None, done: Callable[[], bool] | None) -> T | None:
         self.check_caller()
+        answers: SimpleQueue[Answer[T]] = SimpleQueue()
+        order = Order(answers.put, work, done)
         try:
             self._orders.put(order)
             while True:
-                if not self._running.locked():
-                    self.start()
+                self.make_sure()
                 try:
-                    value, error = order.answer.get(timeout=_LOOK_AGAIN_SECONDS)
+                    value, error = answers.get(timeout=LOOK_AGAIN_SECONDS)
                     break
                 except Empty:
                     continue
@@ -152,7 +135,11 @@ class StepLoop:
             try:
                 raise error
             finally:
-                del error, order  # the error's traceback holds this frame: a cycle that would outlive the caller
+                del (
+                    error,
+                    order,
+                    answers,
+                )  # the error's traceback holds this frame: a cycle that would outlive the caller
         return value
 
     def start(self) -> None:
@@ -168,31 +155,33 @@ class StepLoop:
         self._team.forget()
 
     def advance(self, order: _AnyOrder | None) -> bool:
-        """Carry out orders and, if somebody waits, run a step; whether somebody still waits. For the thread only.
+        """Carry out orders and run a step, if somebody waits for it; whether another is to follow. For the thread only.
 
         Args:
-            order: the first of them; None if there is none.
+            order: the first of the orders; None if there is none.
         """
-        with self._turn:
+        with self._engine_lock:
             while order is not None:
                 try:
                     self._take(order)
                 except BaseException as error:  # for want of memory: the order has left the queue
-                    order.answer.put((None, step_error(error)))
+                    order.fail(step_error(error))
                 order = _next(self._orders, wait=False)
-            if not self._settle():
+            waits, had_work = self._settle(), False
+            if waits or self.audience is not None:
+                self._team.adjust()
+                step = self._step()
+                try:
+                    had_work = step is not None and step()
+                except BaseException as error:  # nobody must wait for what will not come
+                    self._fail(error)
+                waits = self._settle()
+            goes_on = waits or (had_work and self.audience is not None)
+            if not goes_on:
                 self._team.rest()
-                return False
-            self._team.adjust()
-            try:
-                had_work = self._step()
-            except BaseException as error:  # nobody must wait for what will not come
-                self._fail(error)
-                return False
-            waits = self._settle()
         if waits and not had_work:  # what is waited for is on its way from another caller
             time.sleep(_PAUSE_SECONDS)
-        return waits
+        return goes_on
 
     def _take(self, order: _AnyOrder) -> None:
         self._team.allow(order.num_threads)  # OpenMP keeps the number for each thread apart
@@ -205,6 +194,8 @@ class StepLoop:
         if self._waiting:
             orders = [reference() for reference in self._waiting]
             self._waiting = [weakref.ref(order) for order in orders if order is not None and not order.settle()]
+        if self.audience is not None:
+            self.audience.tell()
         return bool(self._waiting)
 
     def _fail(self, error: BaseException) -> None:
@@ -212,7 +203,9 @@ class StepLoop:
         self._waiting = []
         for order in orders:
             if order is not None:
-                order.answer.put((None, step_error(error)))
+                order.fail(step_error(error))
+        if self.audience is not None:
+            self.audience.fail(partial(step_error, error))
 
 
 def step_error(cause: BaseException) -> EngineStepError:
@@ -230,7 +223,7 @@ def _next(orders: SimpleQueue[_AnyOrder | None], *, wait: bool) -> _AnyOrder | N
 
 
 def _run(owner: weakref.ref[StepLoop], orders: SimpleQueue[_AnyOrder | None], running: threading.Lock) -> None:
-    """The thread: it keeps the loop alive only while somebody waits."""
+    """The thread: it keeps the loop alive only while there are steps to run."""
     if not running.acquire(blocking=False):
         return
     loop: StepLoop | None = None

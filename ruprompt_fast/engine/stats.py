@@ -32,8 +32,9 @@ class ModelStats:
     """How a model's requests run.
 
     Attributes:
-        path: ``"engine"`` or ``"padded"``.
-        reason: why the padded path; empty on the engine. Single settings may send a request there all the same.
+        path: ``"engine"`` or ``"fallback"``.
+        reason: why the transformers fallback; empty on the engine. Single settings may send a request there all the
+            same.
         engine: the engine's counts, or None.
     """
 

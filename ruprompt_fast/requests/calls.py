@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ruprompt_fast.concurrency.threads import check_program
 from ruprompt_fast.errors import SettingError, shown
 from ruprompt_fast.requests.generation_task import GenerationTask, make_tasks
-from ruprompt_fast.requests.inputs import Input, Request, as_batch, encode_requests, parallel
+from ruprompt_fast.requests.inputs import Input, Inputs, PromptNames, Request, as_batch, encode_requests, parallel
 from ruprompt_fast.requests.merging import SettingsMerger
 from ruprompt_fast.requests.new_tokens import limits_of
 from ruprompt_fast.requests.registry import PromptRegistry
+from ruprompt_fast.requests.sampling_params import ExtraSettings
 from ruprompt_fast.requests.text_checks import most_chars
 
 if TYPE_CHECKING:
@@ -19,7 +21,17 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-_EXTRAS = ("seed", "presence_penalty", "frequency_penalty", "logit_bias", "include_stop_str_in_output")
+_EXTRAS = tuple(field.name for field in fields(ExtraSettings))
+
+
+def split_extras(arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The names in ``ExtraSettings``, in their order, and the fields of ``GenerationConfig`` among a call's keywords.
+
+    Args:
+        arguments: the keywords; an extra setting that is not there has its default.
+    """
+    extras = [arguments.get(name, getattr(ExtraSettings, name)) for name in _EXTRAS]
+    return extras, {name: value for name, value in arguments.items() if name not in _EXTRAS}
 
 
 class CallReader:
@@ -50,7 +62,7 @@ class CallReader:
         self._merger = SettingsMerger(settings, tokenizer, limits_of(model_config))
         self._max_batch_size = max_batch_size
 
-    def requests(self, inputs: Input | Sequence[Input], prompt: str | Sequence[str | None] | None) -> list[Request]:
+    def requests(self, inputs: Inputs, prompt: PromptNames) -> list[Request]:
         """The encoded requests, in the order of the inputs: one for each, or one for each member of an ensemble.
 
         Raises:
@@ -73,8 +85,8 @@ class CallReader:
 
     def tasks(
         self,
-        inputs: Input | Sequence[Input],
-        prompt: str | Sequence[str | None] | None,
+        inputs: Inputs,
+        prompt: PromptNames,
         generation_config: GenerationConfig | Sequence[GenerationConfig | None] | None,
         extras: Sequence[Any],
         keywords: Mapping[str, Any],

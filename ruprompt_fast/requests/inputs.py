@@ -33,6 +33,12 @@ wrote. Behind a prompt a text is data.
 Input: TypeAlias = str | Mapping[str, str]
 """A request's fields; a string is its prompt's only field, or the field ``text``."""
 
+Inputs: TypeAlias = Input | Sequence[Input]
+"""Those of one call."""
+
+PromptNames: TypeAlias = str | Sequence[str | None] | None
+"""Of loaded prompts and ensembles: one for all inputs of a call, or a list with one, or None, for each."""
+
 
 @dataclass(frozen=True)
 class Request:

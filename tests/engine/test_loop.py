@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -132,9 +131,8 @@ class Counter:
     def __init__(self) -> None:
         self.count = 0
         self.by: set[int] = set()
-        self.turn = FairLock()
-        step = weakref.WeakMethod(self.step)
-        self.loop = StepLoop(lambda: (run := step()) is not None and run(), self.turn)
+        self.lock = FairLock()
+        self.loop = StepLoop(self.step, self.lock)
         self.fail_at: dict[int, BaseException] = {}
         self.during: Callable[[], object] = lambda: None
 
@@ -248,15 +246,15 @@ def test_a_condition_that_raises_fails_its_caller_only() -> None:
     join(threads)
 
 
-def test_the_turn_is_free_between_steps() -> None:
-    """Every step goes on until somebody waits for the turn, who then has it before the next step."""
+def test_the_engine_lock_is_free_between_steps() -> None:
+    """Every step goes on until somebody waits for the engine lock, who then has it before the next step."""
     counter = Counter()
     go_on = threading.Event()
-    counter.during = lambda: wait_for(lambda: counter.turn._gates or go_on.is_set())
+    counter.during = lambda: wait_for(lambda: counter.lock._gates or go_on.is_set())
     threads = start(lambda: counter.loop.run_until(go_on.is_set))
     wait_for(lambda: counter.count > 0)
     for step in range(1, 6):
-        with counter.turn:
+        with counter.lock:
             assert counter.count == step
         wait_for(lambda step=step: counter.count > step)
     go_on.set()

@@ -227,12 +227,12 @@ def test_a_model_that_nobody_holds_is_gone_at_once() -> None:
 
 
 def test_both_paths_at_once(model: FastPromptModel) -> None:
-    """The padded path and the engine take turns on one model."""
+    """The transformers fallback and the engine take turns on one model."""
     by_engine = model.generate("привет", "short", max_new_tokens=10, **ENDLESS)
-    padded = {"prompt_lookup_num_tokens": 2, **ENDLESS}
+    fallback = {"prompt_lookup_num_tokens": 2, **ENDLESS}
 
     def work(index: int) -> object:
-        settings = padded if index % 2 else ENDLESS
+        settings = fallback if index % 2 else ENDLESS
         return model.generate("привет", "short", max_new_tokens=10, **settings)[0].token_ids
 
     with ThreadPoolExecutor(4) as pool:

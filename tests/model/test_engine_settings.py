@@ -321,7 +321,7 @@ def test_what_was_asked_for_is_what_there_is() -> None:
     assert stats.engine is not None
     assert (stats.engine.num_pages, stats.engine.page_bytes) == (9, PAGE_BYTES)
     padded = serve("t5").stats()
-    assert (padded.path, padded.engine) == ("padded", None)
+    assert (padded.path, padded.engine) == ("fallback", None)
     assert "encoder-decoder" in padded.reason
 
 

@@ -54,5 +54,5 @@ def test_an_encoder_reads_positions_as_transformers_has_them() -> None:
 
 def test_layers_that_attend_twice_take_transformers_own_generate() -> None:
     served = serve("causal:diffllama")
-    assert served.stats().path == "padded"
+    assert served.stats().path == "fallback"
     assert "attends more than once" in served.stats().reason

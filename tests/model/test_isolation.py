@@ -142,7 +142,7 @@ def test_a_long_call_of_the_fallback_lets_others_between(path: dict[str, Any]) -
     expected = model.generate("привет", "short", max_new_tokens=4, **ENDLESS)
     long_ids = model.generate("да", max_new_tokens=100, **ENDLESS, **LOOKUP)
     order: list[str] = []
-    turn = model._dispatcher._loop._turn
+    turn = model._dispatcher._loop._engine_lock
     calls = Fault(lambda: calls.calls < 5 or wait_for(lambda: turn._gates or "short" in order))
     with hooked(model, calls):
         thread = threading.Thread(
@@ -259,7 +259,7 @@ def test_a_model_that_depends_on_the_whole_batch_runs_one_request_at_a_time() ->
         },
     )
     model = FastPromptModel.from_pretrained(tf.Phi3ForCausalLM(config).eval(), tokenizer=tiny_tokenizer())
-    assert model.stats().path == "padded"
+    assert model.stats().path == "fallback"
     inputs = ["да", "нет, не так уж и долго это всё", "ну"]
     alone = [model.generate(item, max_new_tokens=6, **ENDLESS)[0].token_ids for item in inputs]
     together = model.generate(inputs, max_new_tokens=6, **ENDLESS)
@@ -298,7 +298,7 @@ def test_two_who_warm_up_one_prompt_are_both_told_that_it_failed() -> None:
         for thread in threads:
             thread.start()
         join_all(threads)
-    # The second order was taken in behind the step that failed, if it was not taken in with the first.
+    # The second order was taken in after the step that failed, if it was not taken in with the first.
     assert outcomes in ([EngineStepError], [EngineStepError] * 2)
     model.warm_up(["around"])
     assert_nothing_left(model)

@@ -19,7 +19,7 @@ def on_the_engine() -> Target:
 @pytest.fixture(scope="module")
 def on_transformers() -> Target:
     target = Target.make("t5")
-    assert target.model.stats().path == "padded"
+    assert target.model.stats().path == "fallback"
     return target
 
 

@@ -1,4 +1,4 @@
-"""Streams: the pieces add up to generate's text, and closing one drops its request."""
+"""Streams: the pieces add up to generate's text, and closing one cancels its request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ruprompt_fast import FastPromptModel, bundled, errors
 
 BEGINNINGS = [("Без труда", "proverb"), ("Я помню", "verse"), ("Иван Иванович", "gogol"), ("Вечером", None)]
 SAMPLED = {"do_sample": True, "temperature": 1.3, "seed": 5}
-PATHS = {"engine": {}, "padded": {"prompt_lookup_num_tokens": 2}}
+PATHS = {"engine": {}, "fallback": {"prompt_lookup_num_tokens": 2}}
 on_each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
@@ -31,9 +31,9 @@ def model() -> FastPromptModel:
 
 @pytest.fixture(scope="module")
 def translator() -> FastPromptModel:
-    """An encoder-decoder model: it takes the padded path."""
+    """An encoder-decoder model: it takes the transformers fallback."""
     served = serve("t5")
-    assert served.stats().path == "padded"
+    assert served.stats().path == "fallback"
     return served
 
 
@@ -92,7 +92,7 @@ def test_an_encoder_decoder_streams(translator: FastPromptModel, settings: dict[
     assert "".join(pieces) == translator.generate("привет", "short", max_new_tokens=12, **settings)[0].text
 
 
-def test_closing_drops_the_request(model: FastPromptModel) -> None:
+def test_closing_cancels_the_request(model: FastPromptModel) -> None:
     stream = model.stream("привет", "short", max_new_tokens=100, **ENDLESS)
     next(stream)
     assert counts(model)["running"] == 1
@@ -114,8 +114,8 @@ def test_a_stream_read_to_its_end_leaves_nothing(model: FastPromptModel) -> None
 
 
 @pytest.mark.parametrize("which", ["setting", "encoder-decoder"])
-def test_closing_on_the_padded_path(model: FastPromptModel, translator: FastPromptModel, which: str) -> None:
-    served, path = (model, PATHS["padded"]) if which == "setting" else (translator, {})
+def test_closing_on_the_fallback(model: FastPromptModel, translator: FastPromptModel, which: str) -> None:
+    served, path = (model, PATHS["fallback"]) if which == "setting" else (translator, {})
     closed = threading.Event()
     calls = Fault(lambda: calls.calls < 20 or wait_until_set(closed))
     with hooked(served, calls):
@@ -124,13 +124,13 @@ def test_closing_on_the_padded_path(model: FastPromptModel, translator: FastProm
         next(stream)
         stream.close()
         closed.set()
-        assert served.generate("привет", max_new_tokens=3, **path)  # takes its turn behind the last token
+        assert served.generate("привет", max_new_tokens=3, **path)  # takes its turn after the last token
         assert calls.calls <= 20 + 3
     assert served.generate("привет", max_new_tokens=3)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt("broken")], ids=["error", "interrupt"])
-def test_an_error_in_the_padded_thread_surfaces(translator: FastPromptModel, error: BaseException) -> None:
+def test_an_error_in_the_fallbacks_thread_surfaces(translator: FastPromptModel, error: BaseException) -> None:
     expected = translator.generate("привет", max_new_tokens=8, **ENDLESS)
     for at in (1, 3):
         with hooked(translator, Fault(error, (at,))), pytest.raises(type(error), match="broken"):
@@ -237,7 +237,7 @@ def test_the_event_loop_stays_free(model: FastPromptModel) -> None:
 
 
 @on_each_path
-def test_a_cancelled_task_drops_its_request(model: FastPromptModel, path: dict[str, Any]) -> None:
+def test_a_cancelled_task_cancels_its_request(model: FastPromptModel, path: dict[str, Any]) -> None:
     seen: list[str] = []
 
     async def read() -> None:
@@ -274,7 +274,7 @@ def test_tasks_cancelled_at_any_moment(model: FastPromptModel) -> None:
 
 
 @on_each_path
-def test_aclose_drops_the_request(model: FastPromptModel, path: dict[str, Any]) -> None:
+def test_aclose_cancels_the_request(model: FastPromptModel, path: dict[str, Any]) -> None:
     async def run() -> None:
         unread = model.astream("да", max_new_tokens=10)
         await unread.aclose()
