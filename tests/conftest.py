@@ -1,12 +1,56 @@
-"""Settings for the whole suite."""
+"""Settings for the whole suite, and the backends that its engines run on."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # In CI the same examples every time: a change is judged by what it changes. Elsewhere new ones are drawn at every run.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("local", deadline=None)  # two test processes on two cores: a slow example is no finding
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_backend: runs on the CPU's backend, and on the second one")
+    config.addinivalue_line("markers", "cpu_backend(why): does not run on the second backend after all")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    definition = metafunc.definition
+    if definition.get_closest_marker("every_backend") and not definition.get_closest_marker("cpu_backend"):
+        metafunc.parametrize("backend", ["cpu", "second"], indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the parameters that are marked as the CPU's."""
+    items[:] = [item for item in items if not (item.get_closest_marker("cpu_backend") and runs_on_second(item))]
+
+
+def runs_on_second(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return call is not None and call.params.get("backend") == "second"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend that engines are made on; fixtures of a module that serve a model take it."""
+    name: str = getattr(request, "param", "cpu")
+    if name == "cpu":
+        yield name
+        return
+    from backends.second_backend import SecondBackend
+
+    from ruprompt_fast.backends import BACKENDS
+    from ruprompt_fast.backends.cpu.runner import CpuRunner
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("this engine was made on the CPU's backend, and a test of the second one uses it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "cpu", SecondBackend)
+        patch.setattr(CpuRunner, "forward", refuse)
+        yield name

@@ -33,7 +33,8 @@ class StepBatch:
     """The tokens of one step on the host, those of one sequence after those of another.
 
     Made by :class:`~ruprompt_fast.engine.batch.BatchBuilder`. The arrays are views of the scheduler's plan where they
-    can be, which its next step overwrites: a runner that reads them later than that has to copy them.
+    can be, which its next step overwrites: a runner that reads them later than that has to copy them. Nobody may write
+    to them: of block tables the scheduler fills in what has changed.
 
     Attributes:
         input_ids: int64 [num_tokens]; rows of prompts have ids from the embedding's ``first_prompt_id`` on.
@@ -132,7 +133,11 @@ class Backend(Protocol):
         ...
 
     def prepare(self, model: PreTrainedModel, quantization: Quantization | None, /) -> PreparedModel:
-        """Have the model's frozen layers compute in the fastest form; they are changed in place."""
+        """Have the model's frozen layers compute in the fastest form; they are changed in place.
+
+        Raises:
+            UnsupportedModelError: nothing here quantizes weights like that; the model is as it was.
+        """
         ...
 
     def runner(

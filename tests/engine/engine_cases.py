@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ruprompt_fast import FastPromptModel
 
 PAGE_BYTES = 4096
-"""Bytes of a page of the tiny Llama: two layers, keys and values of one head of 16, 16 tokens, float32."""
+"""Bytes of 16 tokens of the tiny Llama, a page of the CPU's: two layers, keys and values of one head of 16, float32."""
 
 REQUESTS: list[tuple[Any, str | None]] = [
     ("привет, как дела", "short"),
@@ -32,7 +32,7 @@ ENDLESS = {"eos_token_id": None, "do_sample": False}
 
 
 def serve(family: str = "llama", num_pages: int | None = None, **options: Any) -> FastPromptModel:
-    """A tiny model with the prompts of ``TEMPLATES``."""
+    """A tiny model with the prompts of ``TEMPLATES``, and memory for so many pages of 16 tokens."""
     base, tokenizer = tiny_model(family), tiny_tokenizer()
     for index in range(2):
         open_to_hooks(block(base, index))

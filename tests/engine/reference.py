@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+import pytest
 import torch
 from tiny_models import sharp_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.backends import BACKENDS
+from ruprompt_fast.cache import num_pages_of
 from ruprompt_fast.dispatch.engine_options import EngineOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ROUTED = ["gpt2", "gpt_neox", "llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "opt"]
 """The families of tiny models that run on the engine."""
@@ -132,7 +139,7 @@ class Case:
         self._page_bytes = 0
 
     def serve(self, num_pages: int | None = None, prefix_pages: int | None = None, **options: Any) -> FastPromptModel:
-        """The model behind an engine with so many pages, of which idle prefixes may keep some."""
+        """The model on an engine with the memory of so many pages of 16 tokens; idle prefixes may keep some of it."""
         options.setdefault("max_batch_size", min(16, options.get("max_step_tokens", 16)))
         if num_pages is not None:
             options["kv_cache_bytes"] = num_pages * self.page_bytes
@@ -149,9 +156,27 @@ class Case:
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of 16 tokens, on every backend."""
         if not self._page_bytes:
-            self._page_bytes = counts(self.serve(kv_cache_bytes=1 << 20)).page_bytes
+            found = counts(self.serve(kv_cache_bytes=1 << 20))
+            self._page_bytes = found.page_bytes * 16 // found.page_size
         return self._page_bytes
+
+
+def cpu_only(values: Sequence[Any], why: str) -> list[Any]:
+    """Parameters that a test of every backend has on the CPU's alone."""
+    return [pytest.param(value, marks=pytest.mark.cpu_backend(why)) for value in values]
+
+
+def cached_by_backend(function: Callable[P, T]) -> Callable[P, T]:
+    """``functools.cache`` for what holds an engine: apart for each backend that engines are made on."""
+    caches: dict[Any, Callable[P, T]] = {}
+
+    @functools.wraps(function)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> T:
+        return caches.setdefault(BACKENDS["cpu"], functools.cache(function))(*args, **kwargs)
+
+    return cached
 
 
 def counts(served: FastPromptModel) -> Any:
@@ -159,6 +184,11 @@ def counts(served: FastPromptModel) -> Any:
     engine = served.stats().engine
     assert engine is not None
     return engine
+
+
+def num_pages(served: FastPromptModel, num_tokens: int) -> int:
+    """Pages of its engine that so many tokens take."""
+    return num_pages_of(num_tokens, counts(served).page_size)
 
 
 def assert_at_rest(served: FastPromptModel) -> None:

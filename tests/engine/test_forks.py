@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import DeadlockError
 
+pytestmark = pytest.mark.every_backend
+
 LOOKUP = {"prompt_lookup_num_tokens": 2}
 
 
@@ -127,6 +129,7 @@ def test_workers_of_a_data_loader_go_on_beside_a_model() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cpu_backend("the process would not know of another one")
 def test_a_spawned_process_loads_its_own() -> None:
     model = serve()
     expected = model.generate("да", "short", max_new_tokens=4, **ENDLESS)[0].token_ids

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine.reference import END, NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_rest, counts
+from engine.reference import END, NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_rest, counts, cpu_only
 from tiny_models import FAMILIES, PADDED_FAMILIES, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
 from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
+
+pytestmark = pytest.mark.every_backend
 
 SOME = ["gpt2", "mistral", "gemma2"]
 GREEDY: dict[str, Any] = {"max_new_tokens": 16}
@@ -46,7 +48,7 @@ def test_greedy(family: str, max_step_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [BEAMS, KEPT_BEAMS], ids=["best", "all kept"])
-@pytest.mark.parametrize("max_step_tokens", [3, 7, 64])
+@pytest.mark.parametrize("max_step_tokens", [7, *cpu_only([3, 64], "chunks are above")])
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
 def test_beams(family: str, max_step_tokens: int, settings: dict[str, Any]) -> None:
     served = case(family).serve(max_step_tokens=max_step_tokens)
@@ -143,10 +145,12 @@ CAUSES = {
 }
 
 
+@pytest.mark.cpu_backend("no engine runs")
 def test_causes_cover_the_padded_families() -> None:
     assert set(CAUSES) == {*PADDED_FAMILIES, *(set(FAMILIES) - set(ROUTED))}
 
 
+@pytest.mark.cpu_backend("no engine runs")
 @pytest.mark.parametrize("family", CAUSES)
 def test_what_the_probe_refuses_takes_the_padded_path(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer()
@@ -167,7 +171,7 @@ def test_what_the_probe_refuses_takes_the_padded_path(family: str) -> None:
     )[0].tolist()
     served = FastPromptModel.from_pretrained(model, {"joke": prompt}, tokenizer)
     found = served.stats()
-    assert (found.path, found.engine) == ("padded", None)
+    assert (found.path, found.engine) == ("fallback", None)
     assert CAUSES[family] in found.reason
     inputs, names = ["привет", "а как дела сегодня у всех"], ["joke", None]
     together = served.generate(inputs, names, max_new_tokens=8, do_sample=False, eos_token_id=END)

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from engine.reference import NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_rest, counts
+from engine.reference import NAMES, REQUESTS, ROUTED, TEXTS, Case, assert_at_rest, counts, cpu_only
 from tolerances import LOGITS_ERROR
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.embedding import attach_prompts
 from ruprompt_fast.requests.inputs import encode_requests
 from ruprompt_fast.requests.registry import PromptRegistry
+
+pytestmark = pytest.mark.every_backend
 
 LENGTHS = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 CONTINUATION = [5, 9, 14]
@@ -51,7 +53,7 @@ def engine_logits(
     return logits
 
 
-@pytest.mark.parametrize("max_step_tokens", [1, 7, 64])
+@pytest.mark.parametrize("max_step_tokens", [7, *cpu_only([1, 64], "chunks are below")])
 @pytest.mark.parametrize("family", ROUTED)
 def test_mixed_prompts(family: str, max_step_tokens: int) -> None:
     found = engine_logits(family, REQUESTS, CONTINUATION, max_step_tokens)

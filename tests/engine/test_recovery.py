@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
-from engine.engine_cases import INPUTS, NAMES, PAGE_BYTES, assert_nothing_left, counts, hooked, poison, serve
+from engine.engine_cases import INPUTS, NAMES, assert_nothing_left, counts, hooked, poison, serve
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import CapacityError, NonFiniteLogitsError
 
+pytestmark = pytest.mark.every_backend
+
 
 def test_warming_may_only_load() -> None:
     """The pool holds one prefix at a time, and the first comes back from host memory in a step without tokens."""
-    served = serve(num_pages=8, prefix_cache_bytes=PAGE_BYTES)
+    page_bytes = serve().stats().engine.page_bytes
+    served = serve(num_pages=8, prefix_cache_bytes=page_bytes)
     for name in ("short", "around", "short"):
         served.warm_up([name])
     found = counts(served)
@@ -24,6 +27,7 @@ def test_warming_may_only_load() -> None:
     assert_nothing_left(served)
 
 
+@pytest.mark.cpu_backend("no engine runs")
 def test_a_window_in_masks_only_takes_the_padded_path() -> None:
     torch.manual_seed(0)
     config = tf.PhimoeConfig(
@@ -38,7 +42,7 @@ def test_a_window_in_masks_only_takes_the_padded_path() -> None:
         num_local_experts=2,
     )
     served = FastPromptModel.from_pretrained(tf.PhimoeForCausalLM(config).eval(), tokenizer=tiny_tokenizer())
-    assert served.stats().path == "padded"
+    assert served.stats().path == "fallback"
     assert "window through masks only" in served.stats().reason
 
 
