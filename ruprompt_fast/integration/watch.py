@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ruprompt_fast._C import MemoryBlocks
+
 # Attributes that no forward pass reads, or that whoever runs one sets for its time only.
 _IRRELEVANT = frozenset(
     {
@@ -79,8 +81,7 @@ class Watch:
         self._versions = list(map(_version, self._counted))
         self._placed = [tensor for tensor in tensors if _has_memory(tensor)]
         self._pointers = list(map(Tensor.data_ptr, self._placed))
-        self._blocks = [block for tensor in self._placed if tensor.device.type == "cpu" for block in _blocks(tensor)]
-        self._numbers = self._read_blocks()
+        self._blocks = MemoryBlocks([block for tensor in self._placed if tensor.is_cpu for block in _blocks(tensor)])
 
     def sees_change(self) -> bool:
         """Whether anything differs. Costs 0.1 ms for a GPT-2 of 12 layers; may be called on any thread."""
@@ -90,8 +91,9 @@ class Watch:
                 and all(own.get(key) is value for own, key, value in self._lookalikes)
                 and all(map(is_, map(_forward, self._classes), self._forwards))
                 and list(map(_version, self._counted)) == self._versions
+                # Before the blocks: nothing is read that has been freed meanwhile.
                 and list(map(Tensor.data_ptr, self._placed)) == self._pointers
-                and torch.equal(self._read_blocks(), self._numbers)
+                and not self._blocks.differ()
             )
         except Exception:  # values that cannot be compared, such as an array in the place of another
             return True
@@ -101,10 +103,6 @@ class Watch:
             own == expected or _relevant(own) == _relevant(expected)
             for own, expected in zip(self._attributes, self._expected, strict=True)
         )
-
-    def _read_blocks(self) -> Tensor:
-        # Memory was compared first: nothing is read that has been freed meanwhile.
-        return torch.cat(self._blocks) if self._blocks else torch.empty(0)
 
 
 def _relevant(attributes: dict[Any, Any]) -> dict[Any, Any]:
@@ -179,13 +177,13 @@ def _has_memory(tensor: Tensor) -> bool:
         return False
 
 
-def _blocks(tensor: Tensor) -> Iterator[Tensor]:
-    """The first, middle and last bytes of a tensor's memory; views, which share it."""
+def _blocks(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """The first, middle and last bytes of a tensor's memory, each as an address and a size."""
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    flat = tensor.data.as_strided((span,), (1,), tensor.storage_offset())
+    size = tensor.element_size()
     if span <= _BLOCKS_PER_TENSOR * _BLOCK_ELEMENTS:
-        yield flat.view(torch.uint8)
+        yield tensor.data_ptr(), span * size
         return
     for index in range(_BLOCKS_PER_TENSOR):
         start = (span - _BLOCK_ELEMENTS) * index // (_BLOCKS_PER_TENSOR - 1)
-        yield flat[start : start + _BLOCK_ELEMENTS].view(torch.uint8)
+        yield tensor.data_ptr() + start * size, _BLOCK_ELEMENTS * size
