@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class Counter:
         self.by: set[int] = set()
         self.lock = FairLock()
         self.loop = StepLoop(self.step, self.lock)
+        self.last: float = math.inf
         self.fail_at: dict[int, BaseException] = {}
         self.during: Callable[[], object] = lambda: None
 
@@ -142,7 +144,7 @@ class Counter:
         self.during()
         if self.count in self.fail_at:
             raise self.fail_at.pop(self.count)
-        return True
+        return self.count < self.last
 
     def reach(self, count: int) -> None:
         self.loop.run_until(lambda: self.count >= count)
@@ -259,6 +261,57 @@ def test_the_engine_lock_is_free_between_steps() -> None:
         wait_for(lambda step=step: counter.count > step)
     go_on.set()
     join(threads)
+
+
+class Crowd:
+    """An audience that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.num_told = 0
+        self.errors: list[Exception] = []
+
+    def tell(self) -> None:
+        self.num_told += 1
+
+    def fail(self, error: Callable[[], Exception]) -> None:
+        self.errors += [error(), error()]
+
+
+def watched(counter: Counter) -> Crowd:
+    crowd = Crowd()
+
+    def begin() -> None:
+        counter.loop.audience = crowd
+
+    counter.loop.call(begin)
+    return crowd
+
+
+def test_with_an_audience_steps_run_while_there_is_work_and_no_longer() -> None:
+    counter = Counter()
+    counter.last = 5
+    crowd = watched(counter)
+    wait_for(lambda: counter.count == 5)
+    assert counter.loop.call(lambda: counter.count) == 5  # and it looks whether this has brought work
+    assert counter.loop.call(lambda: counter.count) == 6
+    assert counter.loop.call(lambda: counter.count) == 7
+    assert crowd.num_told >= 7
+    counter.last = 10
+    counter.loop.call(lambda: None)
+    wait_for(lambda: counter.count == 10)
+
+
+def test_an_audience_is_told_of_a_step_that_raises() -> None:
+    counter = Counter()
+    counter.last = 5
+    counter.fail_at[3] = RuntimeError("broken")
+    crowd = watched(counter)
+    wait_for(lambda: crowd.errors)
+    first, second = crowd.errors
+    assert first is not second
+    assert {type(each) for each in crowd.errors} == {EngineStepError}
+    counter.loop.call(lambda: None)
+    wait_for(lambda: counter.count == 5)
 
 
 def test_the_thread_ends_with_its_loop() -> None:
