@@ -46,7 +46,7 @@ def model_identity(model: PreTrainedModel) -> bytes:
     for name, weight in _weights(model):
         flat = weight.detach().reshape(-1)
         digest.update(f"\n{name} {weight.dtype} {list(weight.shape)} ".encode())
-        digest.update(_content(flat[_spread(len(flat)).to(flat.device)]))
+        digest.update(_content(flat[_spread(len(flat))]))
     return digest.digest()
 
 

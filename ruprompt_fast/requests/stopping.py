@@ -96,7 +96,7 @@ class StopStrings(StoppingCriteria):
         start = max(self.new_start, input_ids.shape[1] - self._window)
         before = 0 if self.is_behind_input else self.new_start
         texts = [self._decoder.text(ids[before:start], ids[start:]) for ids in input_ids.tolist()]
-        return torch.tensor([self.contained_in(text) for text in texts], device=input_ids.device)
+        return input_ids.new_tensor([self.contained_in(text) for text in texts], dtype=torch.bool)
 
     def contained_in(self, text: str) -> bool:
         """Whether the text contains one of the strings."""

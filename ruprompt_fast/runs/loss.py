@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ruprompt_fast.backends.cpu.packing import pack_model
+from ruprompt_fast.backends import backend_for
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
 from ruprompt_fast.prompts import Prompt, PromptFormat
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
@@ -58,13 +58,17 @@ class TaskLoss:
 
 @contextmanager
 def quantized(model: PreTrainedModel, is_int8: bool) -> Iterator[None]:
-    """Within the block the model computes with 8-bit weights, if it is to."""
-    packed = pack_model(model, quantization="int8") if is_int8 else None
+    """Within the block the model computes with 8-bit weights, if it is to.
+
+    Raises:
+        UnsupportedModelError: no backend quantizes weights where the model is.
+    """
+    prepared = backend_for(model.device, model.dtype).prepare(model, "int8") if is_int8 else None
     try:
         yield
     finally:
-        if packed is not None:
-            packed.undo()
+        if prepared is not None:
+            prepared.undo()
 
 
 def teacher_forced_loss(
