@@ -11,6 +11,7 @@ from ruprompt_fast.errors import SettingError
 from ruprompt_fast.requests.coverage import IMPLEMENTED, WITHOUT_EFFECT, padded_only_settings
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
+from ruprompt_fast.sampling.rows import SamplingRow
 
 
 def resolve(extras: ExtraSettings | None = None, **settings: Any) -> SamplingParams:
@@ -31,10 +32,13 @@ def test_defaults_are_those_of_generate() -> None:
 
 
 def test_greedy_without_settings_is_plain() -> None:
-    assert resolve().is_plain_greedy
-    assert resolve(temperature=0.5, top_p=0.3).is_plain_greedy  # counts with sampling only
+    def is_plain_greedy(**settings: Any) -> bool:
+        return SamplingRow(resolve(**settings), [1], []).is_plain_greedy
+
+    assert is_plain_greedy()
+    assert is_plain_greedy(temperature=0.5, top_p=0.3)  # counts with sampling only
     for setting in ({"do_sample": True}, {"output_scores": True}, {"repetition_penalty": 1.1}):
-        assert not resolve(**setting).is_plain_greedy
+        assert not is_plain_greedy(**setting)
 
 
 def test_values_reach_their_places() -> None:
