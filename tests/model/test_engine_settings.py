@@ -28,7 +28,7 @@ PADDED = {"prompt_lookup_num_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def model() -> FastPromptModel:
+def model(backend: str) -> FastPromptModel:
     return serve()
 
 
@@ -45,6 +45,7 @@ def test_a_seed_for_all(model: FastPromptModel) -> None:
     assert found[0] != ids(model, "привет", "short", seed=2, **SAMPLED)[0]
 
 
+@pytest.mark.every_backend
 def test_a_seed_for_each(model: FastPromptModel) -> None:
     found = ids(model, ["привет"] * 4, "short", seed=[1, 2, 1, 2**64 - 1], **SAMPLED)
     assert found[0] == found[2]
@@ -60,6 +61,7 @@ def test_a_seed_for_some(model: FastPromptModel) -> None:
     assert first[0] != second[0]
 
 
+@pytest.mark.every_backend
 def test_samples_of_one_request_differ(model: FastPromptModel) -> None:
     found = ids(model, "привет", "short", seed=3, num_return_sequences=5, **SAMPLED)
     assert len(set(map(tuple, found))) == 5
@@ -83,6 +85,7 @@ def test_seeds_on_the_padded_path(family: str) -> None:
 # penalties and biases
 
 
+@pytest.mark.every_backend
 def test_presence_and_frequency_penalties(model: FastPromptModel) -> None:
     def most_common(**settings: Any) -> int:
         return Counter(ids(model, "привет", max_new_tokens=40, **ENDLESS, **settings)[0]).most_common(1)[0][1]
@@ -108,6 +111,7 @@ EXTRAS: list[tuple[str, list[Any]]] = [
 ]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(("name", "values"), EXTRAS, ids=[name for name, _ in EXTRAS])
 def test_one_value_for_each_input(model: FastPromptModel, name: str, values: list[Any]) -> None:
     settings = {"seed": 1, **SAMPLED}
@@ -173,6 +177,7 @@ def test_what_only_the_engine_knows_is_refused_on_the_padded_path(
 # one config for each request
 
 
+@pytest.mark.every_backend
 def test_every_request_its_own_way(model: FastPromptModel) -> None:
     """Greedy, sampling, beams, several of each, stop strings and one for the padded path, in one call."""
     variants: list[dict[str, Any]] = [
@@ -201,6 +206,7 @@ def test_every_request_its_own_way(model: FastPromptModel) -> None:
 # logprobs
 
 
+@pytest.mark.every_backend
 def test_logprobs_of_what_was_sampled(model: FastPromptModel) -> None:
     """Each is the model's own log-probability of the token, behind the tokens before it."""
     for output in model.generate(INPUTS[3], seed=2, max_new_tokens=8, output_scores=True, do_sample=True, top_k=0):
@@ -224,6 +230,7 @@ def test_logprobs_only_where_asked_for(model: FastPromptModel) -> None:
 # time
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("settings", [ENDLESS, {"num_beams": 3, "eos_token_id": None}], ids=["greedy", "beams"])
 def test_time_ends_a_request_but_not_its_neighbours(model: FastPromptModel, settings: dict[str, Any]) -> None:
     configs = [GenerationConfig(max_time=0.2, max_new_tokens=100), GenerationConfig(max_new_tokens=100)]
@@ -286,6 +293,7 @@ def test_sizes_that_cannot_work(sizes: dict[str, Any], match: str) -> None:
     assert [type(module) for module in base.modules()] == layers
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -304,6 +312,7 @@ def test_sizes_change_no_text(model: FastPromptModel, sizes: dict[str, Any]) -> 
     assert_nothing_left(small)
 
 
+@pytest.mark.every_backend
 def test_no_memory_for_prefixes() -> None:
     """Prompts with a prefix are refused with the numbers; everything else runs."""
     served = serve(prefix_cache_bytes=0)
@@ -314,12 +323,14 @@ def test_no_memory_for_prefixes() -> None:
     assert_nothing_left(served)
 
 
+@pytest.mark.every_backend
 def test_what_was_asked_for_is_what_there_is() -> None:
     served = serve(num_pages=9)
     stats = served.stats()
     assert (stats.path, stats.reason) == ("engine", "")
     assert stats.engine is not None
-    assert (stats.engine.num_pages, stats.engine.page_bytes) == (9, PAGE_BYTES)
+    assert stats.engine.num_pages * stats.engine.page_bytes == 9 * PAGE_BYTES
+    assert stats.engine.num_pages * stats.engine.page_size == 9 * 16
     padded = serve("t5").stats()
     assert (padded.path, padded.engine) == ("fallback", None)
     assert "encoder-decoder" in padded.reason
@@ -351,6 +362,7 @@ def test_int8_of_an_encoder_decoder_is_refused() -> None:
     assert base.get_input_embeddings() is embedding
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_bfloat16_runs_on_the_engine(family: str) -> None:
     served = serve(family, dtype=torch.bfloat16)
@@ -375,6 +387,7 @@ def text_of(model: PreTrainedModel, **settings: Any) -> torch.Tensor:
     return model.generate(prompt, max_new_tokens=30, do_sample=False, eos_token_id=None, **settings)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt", "t5"])
 def test_the_model_comes_back_as_it_was(family: str) -> None:
     fresh, base = tiny_model(family), tiny_model(family)
@@ -403,6 +416,7 @@ def serve_object(base: PreTrainedModel) -> FastPromptModel:
     )
 
 
+@pytest.mark.every_backend
 def test_the_model_itself_works_between_calls(model: FastPromptModel) -> None:
     """Its own attention is in place whenever the engine does not run it."""
     fresh = tiny_model("llama")
@@ -411,6 +425,7 @@ def test_the_model_itself_works_between_calls(model: FastPromptModel) -> None:
     assert ids(model, INPUTS, NAMES, **ENDLESS) == before
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("back", [lambda m: m.model.to(torch.float32), lambda m: m.model.float()], ids=["to", "float"])
 def test_converting_the_model_builds_the_engine_again(back: Callable[[FastPromptModel], object]) -> None:
     served = serve()
@@ -421,7 +436,7 @@ def test_converting_the_model_builds_the_engine_again(back: Callable[[FastPrompt
     assert served.stats().path == "engine"
     engine = served.stats().engine
     assert engine is not None
-    assert engine.page_bytes == PAGE_BYTES // 2
+    assert engine.page_bytes == PAGE_BYTES // 2 * engine.page_size // 16
     converted = ids(served, INPUTS, NAMES, **ENDLESS)
     assert converted == ids(serve(dtype=torch.bfloat16), INPUTS, NAMES, **ENDLESS)
     assert_nothing_left(served)

@@ -9,11 +9,13 @@ from tiny_models import sharp_model, tiny_tokenizer
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.errors import SettingError
 
+pytestmark = pytest.mark.every_backend
+
 LONG = {"max_new_tokens": 24, "eos_token_id": []}
 
 
 @pytest.fixture(scope="module", params=["llama", "gptj", "t5"])
-def served(request: pytest.FixtureRequest) -> FastPromptModel:
+def served(request: pytest.FixtureRequest, backend: str) -> FastPromptModel:
     model, tokenizer = sharp_model(request.param), tiny_tokenizer()
     return FastPromptModel.from_pretrained(model, {"p": make_prompt("<P*3>{text}", model, tokenizer, 0)}, tokenizer)
 

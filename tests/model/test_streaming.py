@@ -25,7 +25,7 @@ def russian() -> FastPromptModel:
 
 
 @pytest.fixture(scope="module")
-def model() -> FastPromptModel:
+def model(backend: str) -> FastPromptModel:
     return serve()
 
 
@@ -80,6 +80,7 @@ def test_stop_strings_across_tokens(russian: FastPromptModel, path: dict[str, An
         assert "".join(russian.stream("Вечером", stop_strings=stop, **settings)) == output.text
 
 
+@pytest.mark.every_backend
 def test_both_paths_write_the_same(model: FastPromptModel) -> None:
     settings = {"max_new_tokens": 20, **ENDLESS}
     by_path = ["".join(model.stream("привет", "short", **settings, **path)) for path in PATHS.values()]
@@ -92,6 +93,7 @@ def test_an_encoder_decoder_streams(translator: FastPromptModel, settings: dict[
     assert "".join(pieces) == translator.generate("привет", "short", max_new_tokens=12, **settings)[0].text
 
 
+@pytest.mark.every_backend
 def test_closing_cancels_the_request(model: FastPromptModel) -> None:
     stream = model.stream("привет", "short", max_new_tokens=100, **ENDLESS)
     next(stream)
@@ -106,6 +108,7 @@ def test_closing_cancels_the_request(model: FastPromptModel) -> None:
     assert counts(model)["running"] == 0
 
 
+@pytest.mark.every_backend
 def test_a_stream_read_to_its_end_leaves_nothing(model: FastPromptModel) -> None:
     stream = model.stream("привет", max_new_tokens=5, **ENDLESS)
     list(stream)
@@ -177,6 +180,7 @@ async def collect(model: FastPromptModel, text: str, prompt: str | None, **setti
     return [piece async for piece in model.astream(text, prompt, **settings)]
 
 
+@pytest.mark.every_backend
 @on_each_path
 def test_async_pieces_add_up(model: FastPromptModel, path: dict[str, Any]) -> None:
     settings = {"max_new_tokens": 20, **ENDLESS, **path}
@@ -190,6 +194,7 @@ def test_async_pieces_add_up(model: FastPromptModel, path: dict[str, Any]) -> No
     assert_nothing_left(model)
 
 
+@pytest.mark.every_backend
 def test_async_streams_share_steps(model: FastPromptModel) -> None:
     async def run() -> None:
         await asyncio.gather(*[collect(model, "привет", "short", max_new_tokens=50, **ENDLESS) for _ in range(4)])
@@ -289,6 +294,7 @@ def test_aclose_cancels_the_request(model: FastPromptModel, path: dict[str, Any]
     assert_nothing_left(model)
 
 
+@pytest.mark.every_backend
 def test_an_error_reaches_the_task(model: FastPromptModel) -> None:
     with hooked(model, Fault(RuntimeError("broken"), (3,))), pytest.raises(errors.EngineStepError):
         asyncio.run(collect(model, "привет", None, max_new_tokens=20, **ENDLESS))
