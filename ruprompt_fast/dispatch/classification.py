@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -140,15 +140,16 @@ def _check_words(
 def _continuations(
     requests: Sequence[Request], words: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[WordsAfter]:
-    by_prompt: dict[int, Continuations] = {}
+    known: dict[Hashable, Continuations] = {}
     found = []
     for request in requests:
         prompt = request.prompt
-        continuations = by_prompt.get(id(prompt))
+        key = None if prompt is None else prompt.encoding_key
+        continuations = known.get(key)
         if continuations is None:
             format = PLAIN_TEXT if prompt is None else prompt.format
             continuations = Continuations(format.layout, words, tokenizer, format.prompt_token, prompt is None)
-            by_prompt[id(prompt)] = continuations
+            known[key] = continuations
         found.append(continuations.after(request.fields, request.input_ids))
     return found
 

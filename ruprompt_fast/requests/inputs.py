@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -172,13 +172,15 @@ def encode_requests(
     encoded: list[list[Request]] = [[] for _ in batch]
     for name, indices in groups.items():
         group, places = [batch[index] for index in indices], [f"input {index}" for index in indices]
+        items: dict[Hashable, list[tuple[list[int], int]]] = {}
         for prompt in answering[name]:
+            key = None if prompt is None else prompt.encoding_key
             if prompt is None:
                 reading = Reading(is_continued=registry.is_continued, reads_control_text=True)
-                items = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places, reading)
-            else:
-                items = prompt.encode(group, tokenizer, first_row_id, table_size, places)
-            for index, (input_ids, prefix_len) in zip(indices, items, strict=True):
+                items[key] = encode_with_rows(PLAIN_TEXT, group, tokenizer, first_row_id, table_size, places, reading)
+            elif key not in items:
+                items[key] = prompt.encode(group, tokenizer, first_row_id, table_size, places)
+            for index, (input_ids, prefix_len) in zip(indices, items[key], strict=True):
                 encoded[index].append(Request(input_ids, prompt, prefix_len, batch[index], index))
     return [_not_empty(request, tokenizer, table_size) for of_input in encoded for request in of_input]
 

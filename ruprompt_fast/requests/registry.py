@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,11 @@ class LoadedPrompt:
     def is_deep(self) -> bool:
         """Whether the rows are keys and values of every layer."""
         return self.kv_shape is not None
+
+    @property
+    def encoding_key(self) -> Hashable:
+        """Equal for prompts that make the same ids of the same fields, as the members of an ensemble do."""
+        return self.format.compiled_template, self.format.prompt_token, len(self.rows) if self.is_deep else None
 
     def encode(
         self,
