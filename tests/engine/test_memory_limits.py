@@ -73,6 +73,14 @@ print("grown", resident() - before)
 """
 
 
+ON_SECOND = """
+from ruprompt_fast.backends import BACKENDS
+from backends.second_backend import SecondBackend
+
+BACKENDS["cpu"] = SecondBackend
+"""
+
+
 def run(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{program}"],
@@ -85,8 +93,9 @@ def run(program: str) -> str:
 
 
 @pytest.mark.slow
-def test_after_a_step_without_memory_the_next_request_is_served() -> None:
-    failed = int(run(RUNS_OUT).split()[-1])
+@pytest.mark.every_backend
+def test_after_a_step_without_memory_the_next_request_is_served(backend: str) -> None:
+    failed = int(run((ON_SECOND if backend == "second" else "") + RUNS_OUT).split()[-1])
     assert failed > 0, "no step ran out of memory, so nothing was tested"
 
 

@@ -22,7 +22,7 @@ from ruprompt_fast.embedding import attach_prompts
 from ruprompt_fast.requests.inputs import encode_requests
 from ruprompt_fast.requests.registry import PromptRegistry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.every_backend]
 
 ROWS = (0, 1, 7, 15, 16, 17, 33, 60)
 NUM_REQUESTS = 64
@@ -131,6 +131,7 @@ def test_logits(reference: Reference) -> None:
     dispatcher.close()
 
 
+@pytest.mark.cpu_backend("the other one would take a minute")
 def test_greedy_text_of_64_mixed_requests(reference: Reference) -> None:
     requests = draw_requests(reference.tokenizer)
     lengths = [len(reference.tokenizer(request.text)["input_ids"]) for request in requests]
