@@ -224,8 +224,10 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
         """
         entry = self._entry(name)
         if any(member.watch.sees_change() for member in entry.members):
-            self.add(name, entry.source)
-            return self._loaded[name].members
+            with self._lock:
+                if self._loaded.get(name) is entry:  # else it was replaced or removed meanwhile
+                    self.add(name, entry.source)
+                entry = self._entry(name)
         return entry.members
 
     def _entry(self, name: str) -> _Loaded:

@@ -185,6 +185,12 @@ class TestOtherCalls:
         with pytest.raises(SettingError, match="ensemble 'task'"):
             asyncio.run(read())
 
+    def test_awaited(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
+        found = asyncio.run(served.agenerate(TEXTS[:3], ["task", "0", "task"], **GREEDY))
+        assert [(one.text, one.prompt) for one in found] == [
+            (one.text, one.prompt) for one in served.generate(TEXTS[:3], ["task", "0", "task"], **GREEDY)
+        ]
+
     def test_positions(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         assert served.count_tokens(TEXTS, "task") == served.count_tokens(TEXTS, "0")
         assert served.count_tokens(TEXTS[:2], ["task", None]) == [
@@ -283,6 +289,15 @@ class TestLoading:
             served.classify("да", "task", labels=LABELS)
         served.remove_prompt("task")
         assert "task" not in served.prompts
+
+    def test_one_member_that_trains_on(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
+        with torch.no_grad():
+            ensemble.members[2].provider.weights.mul_(-3.0)
+        served.add_prompt("again", PromptEnsemble(ensemble.members))
+        found = served.classify(MANY_TEXTS, "task", labels=LABELS)
+        for one, other in zip(found, served.classify(MANY_TEXTS, "again", labels=LABELS), strict=True):
+            assert one.label == other.label
+            assert one.probabilities == pytest.approx(other.probabilities, abs=LOGPROB_ERROR)
 
     def test_replaced_while_requests_run(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         texts = [one.text for one in served.generate(TEXTS, "task", **GREEDY)]
