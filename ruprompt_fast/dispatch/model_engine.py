@@ -208,19 +208,19 @@ class _Batch:
 
     def __init__(self, jobs: Sequence[Job], progress: Progress | None) -> None:
         self._jobs = jobs
-        self._waiting = list(jobs)
         self._progress = progress
         self._num_reported = 0
 
     @property
     def is_over(self) -> bool:
-        """Whether all are done, or one has failed."""
-        return not self._waiting or any(job.error is not None for job in self._jobs)
+        """Whether all are done and reported, or one has failed."""
+        return self._num_reported == len(self._jobs) or self._has_failed
 
     def has_news(self) -> bool:
-        """Whether there is something to report; for the engine's thread."""
-        self._waiting = [job for job in self._waiting if not job.done]
-        return self.is_over or (self._progress is not None and self._num_done > self._num_reported)
+        """Whether there is something to report; asked on the engine's thread."""
+        num_done = self._num_done
+        is_progress = self._progress is not None and num_done > self._num_reported
+        return is_progress or num_done == len(self._jobs) or self._has_failed
 
     def report(self) -> None:
         """Tell how many are done, on the caller's thread."""
@@ -230,7 +230,11 @@ class _Batch:
 
     @property
     def _num_done(self) -> int:
-        return len(self._jobs) - len(self._waiting)
+        return sum(job.done for job in self._jobs)
+
+    @property
+    def _has_failed(self) -> bool:
+        return any(job.error is not None for job in self._jobs)
 
 
 def _raise_errors(jobs: Sequence[Job]) -> None:

@@ -42,6 +42,7 @@ from ruprompt_fast.errors import (
     SettingError,
     UnknownPromptError,
 )
+from ruprompt_fast.requests.calls import split_extras
 
 T = TypeVar("T")
 
@@ -136,6 +137,23 @@ def test_one_call_on_both_paths(model: FastPromptModel) -> None:
 def test_progress_is_shown(model: FastPromptModel, capsys: pytest.CaptureFixture[str]) -> None:
     run(model.agenerate(INPUTS, NAMES, max_new_tokens=3, progress=True))
     assert f"{len(INPUTS)}/{len(INPUTS)}" in capsys.readouterr().err
+
+
+def test_news_that_come_before_the_last_ones_are_looked_at(model: FastPromptModel) -> None:
+    """The event loop is held up from the first report until the engine has nothing left to tell of."""
+    told: list[int] = []
+
+    def report(num_done: int) -> None:
+        told.append(num_done)
+        if len(told) == 1:
+            wait_for(lambda: counts(model)["running"] == 0)
+
+    tasks = [
+        model._calls.streamed_task("да", None, None, *split_extras({"max_new_tokens": length, **ENDLESS}))
+        for length in (2, 4, 6)
+    ]
+    assert len(run(model._dispatcher.agenerate(tasks, report))) == 3
+    assert (told[0], told[-1]) == (1, 3)
 
 
 # how it is given
@@ -484,7 +502,7 @@ def test_one_that_comes_too_late(served: FastPromptModel) -> None:
         pieces = served._dispatcher._current.astream(served.engine_thread, task.request, task.params())
         await raised(anext(pieces), EngineStepError, "stopped")
 
-    task = served._calls.streamed_task("да", None, None, (None, 0.0, 0.0, None, True), {})
+    task = served._calls.streamed_task("да", None, None, *split_extras({}))
     run(work())
     assert_nothing_left(served)
 
@@ -641,6 +659,7 @@ def test_interrupts_leave_nothing_half_done(served: FastPromptModel, monkeypatch
     wait_for(lambda: counts(served)["running"] == 0)
     assert_nothing_left(served)
     assert run(text_of(served, max_new_tokens=12, **ENDLESS)) == expected
+    gc.collect()  # the tasks that are lost, while nobody is told
 
 
 def test_steps_compute_on_the_threads_of_the_event_loops_thread(model: FastPromptModel) -> None:
