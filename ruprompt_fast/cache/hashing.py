@@ -36,7 +36,7 @@ def model_identity(model: PreTrainedModel) -> bytes:
 
     Of every weight its name, dtype, shape and up to 256 numbers spread over it are read, so models that were trained
     apart differ, and so does one model in two dtypes. Prompts attached to the model do not count. Take it before
-    weights are repacked.
+    a backend prepares the weights.
 
     Args:
         model: a transformers model; its weights may be on any device.
