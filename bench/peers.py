@@ -44,7 +44,7 @@ class Ours:
 
     Args:
         source: a model, or the folder of one.
-        dtype: ``float32``, ``bfloat16`` or ``int8``.
+        dtype: ``float32``, ``bfloat16`` or, for weights of 8 bits, ``int8``.
         prompts: the prompts by name.
         tokenizer: of a model given as an object.
         max_batch_size: tasks that run together at most.
@@ -60,8 +60,9 @@ class Ours:
         max_batch_size: int = 64,
         threads: int | None = None,
     ) -> None:
+        precision: Any = {"quantization": "int8"} if dtype == "int8" else {"dtype": dtype}
         self.model = FastPromptModel.from_pretrained(
-            source, prompts, tokenizer, dtype, device="cpu", max_batch_size=max_batch_size, threads=threads
+            source, prompts, tokenizer, device="cpu", max_batch_size=max_batch_size, threads=threads, **precision
         )
 
     def generate(self, tasks: Sequence[Task]) -> list[list[int]]:

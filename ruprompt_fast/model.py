@@ -17,7 +17,6 @@ from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.dispatch.model_sources import (
     device_of,
     dtype_of,
-    is_int8,
     load_model,
     load_tokenizer,
     sources_of,
@@ -35,6 +34,8 @@ from ruprompt_fast.requests.inputs import Input, Inputs, PromptNames
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ruprompt_fast.backends import Quantization
 
 __all__ = ["FastPromptModel", "PromptSource"]
 
@@ -71,6 +72,7 @@ class FastPromptModel(ServedModel):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         *,
+        quantization: Quantization | None = None,
         max_batch_size: int = 64,
         max_step_tokens: int = 512,
         kv_cache_bytes: int | None = None,
@@ -85,10 +87,11 @@ class FastPromptModel(ServedModel):
             prompts: prompts and ensembles by name.
             tokenizer: a tokenizer, a folder, or a hub id; None takes the model's.
             dtype: the weights' dtype; None takes the file's on a GPU and float32 on a CPU. A model given as an object
-                keeps its own unless this is set. ``"int8"`` quantizes the frozen matrices to 8 bits (weights only,
-                CPU), and computes in float32.
+                keeps its own unless this is set.
             device: None takes the GPU if there is one; a model given as an object stays where it is.
-            max_batch_size: sequences that run together at most.
+            quantization: ``"int8"`` keeps the weights of the frozen matrices as 8-bit integers (CPU, float32 or
+                bfloat16); activations stay in ``dtype``.
+            max_batch_size: maximum number of concurrent sequences.
             max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others'.
             kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at
                 most a quarter of the free memory.
@@ -99,7 +102,7 @@ class FastPromptModel(ServedModel):
                 fewer for as long as other programs take processors.
 
         Raises:
-            SettingError: a size, dtype or device that cannot work.
+            SettingError: a size, dtype, quantization or device that cannot work.
             UnsupportedModelError: a model object without ``name_or_path`` and no tokenizer, one that cannot generate or
                 has no token table, or something else than a model.
             HubError: the model or tokenizer cannot be read.
@@ -112,7 +115,7 @@ class FastPromptModel(ServedModel):
             kv_cache_bytes,
             prefix_cache_bytes,
             host_cache_bytes,
-            quantization="int8" if is_int8(dtype) else None,
+            quantization=quantization,
             threads=threads,
         )
         weight_dtype, target = weight_dtype_of(dtype), device_of(device)

@@ -17,7 +17,6 @@ from ruprompt_fast.prompts.files.paths import is_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_INT8 = "int8"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -109,11 +108,6 @@ def load_model(
     return cast("PreTrainedModel", network.to(target).requires_grad_(False))
 
 
-def is_int8(dtype: object) -> bool:
-    """Whether the frozen matrices are to be quantized."""
-    return isinstance(dtype, str) and dtype == _INT8
-
-
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype by object or name; None for the model's own, ``"auto"``.
 
@@ -124,7 +118,10 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None
     if not isinstance(found, torch.dtype) or found not in _DTYPES.values():
-        raise SettingError(f"unknown dtype {shown(dtype)}; expected one of {', '.join(_DTYPES)}, auto and {_INT8}.")
+        raise SettingError(
+            f"unknown dtype {shown(dtype)}; expected one of {', '.join(_DTYPES)} and auto. Weights of 8 bits are asked "
+            'for with quantization="int8".'
+        )
     return found
 
 
@@ -134,8 +131,6 @@ def weight_dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | str | None
     Raises:
         SettingError: models do not compute in it.
     """
-    if is_int8(dtype):
-        return torch.float32
     return "auto" if isinstance(dtype, str) and dtype == "auto" else dtype_of(dtype)
 
 

@@ -154,7 +154,7 @@ class ServedModel:
     def detach(self) -> PreTrainedModel:
         """Give the model back with its own input embedding and layers; this object cannot be used afterwards.
 
-        What ``dtype="int8"`` has rounded stays rounded.
+        What ``quantization="int8"`` has rounded stays rounded.
         """
         self._dispatcher.close()
         return self.model

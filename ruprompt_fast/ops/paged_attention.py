@@ -22,16 +22,12 @@ class AttentionPlan:
         context_lens: int32 ``[rows]``; the row's tokens in the cache, its query tokens included, which are the last.
         block_tables: int32 ``[rows, pages]``; each row's pages in order; what comes after its context is not read.
         write_slots: int64 ``[tokens]``; where the query tokens' keys and values go.
-        max_query_len: the largest number of query tokens of a row.
-        max_context_len: the largest context, in tokens.
     """
 
     query_starts: Tensor
     context_lens: Tensor
     block_tables: Tensor
     write_slots: Tensor
-    max_query_len: int
-    max_context_len: int
 
 
 def paged_attention(

@@ -19,15 +19,17 @@ class ServedModelConfig:
 
     Attributes:
         name: the bundled model, a folder, or a hub id; by default the one that the prompt was trained on.
-        dtype: the dtype of the weights; auto takes the file's, int8 quantizes them; by default what the prompt was
-            trained with if name is not given, else float32.
+        dtype: the dtype of the weights; auto takes the file's; by default what the prompt was trained with if name is
+            not given, else float32.
+        quantization: int8 keeps the weights of the frozen matrices as 8-bit integers; by default they stay as they are.
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
         threads: how many threads of a CPU compute; by default one for each processor, and fewer for as long as other
             programs take processors.
     """
 
     name: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
+    quantization: Literal["int8"] | None = None
     device: str | None = None
     threads: int | None = None
 

@@ -33,21 +33,18 @@ class ModelConfig:
 
     Attributes:
         name: the bundled model, a folder, or a hub id.
-        dtype: the dtype of the weights; auto takes the file's; int8 is for serving alone.
+        dtype: the dtype of the weights; auto takes the file's.
+        quantization: int8 keeps the weights of the frozen matrices as 8-bit integers; for serving alone.
         device: where it runs, such as cpu or cuda:0; by default the GPU if there is one.
         threads: how many threads of a CPU compute; by default one for each processor, and in serving fewer for as long
             as other programs take processors.
     """
 
     name: str = BUNDLED
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    quantization: Literal["int8"] | None = None
     device: str | None = None
     threads: int | None = None
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether the frozen matrices are quantized."""
-        return self.dtype == "int8"
 
 
 @dataclass
@@ -233,10 +230,10 @@ class TrainConfig:
         _at_least("", 0, seed=self.seed)
         if self.seed + self.ensemble_size > _NUM_SEEDS:
             raise ConfigError(f"seeds must be below {_NUM_SEEDS}, those of an ensemble too; found {self.seed}.")
-        if self.model.is_int8:
+        if self.model.quantization is not None:
             raise ConfigError(
-                "model.dtype=int8 cannot be trained on: quantized layers give no gradients. Train with float32 or "
-                "bfloat16; the prompt can be served with int8."
+                f"model.quantization={self.model.quantization} cannot be trained on: quantized layers give no "
+                "gradients. Leave it out; the prompt can be served with it."
             )
         if self.model.device not in _TRAINING_DEVICES:
             raise ConfigError(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ruprompt_fast.backends import Quantization
     from ruprompt_fast.training.examples import Example
     from ruprompt_fast.training.runners import Runner
     from ruprompt_fast.training.task import Task
@@ -57,13 +58,13 @@ class TaskLoss:
 
 
 @contextmanager
-def quantized(model: PreTrainedModel, is_int8: bool) -> Iterator[None]:
+def quantized(model: PreTrainedModel, quantization: Quantization | None) -> Iterator[None]:
     """Within the block the model computes with 8-bit weights, if it is to.
 
     Raises:
         UnsupportedModelError: no backend quantizes weights where the model is.
     """
-    prepared = backend_for(model.device, model.dtype).prepare(model, "int8") if is_int8 else None
+    prepared = backend_for(model.device, model.dtype).prepare(model, quantization) if quantization else None
     try:
         yield
     finally:

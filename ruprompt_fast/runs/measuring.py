@@ -88,7 +88,7 @@ def evaluate_prompt(
     model_config = ModelConfig() if model_config is None else model_config
     plain = plain_templates(task, config.instruction, tokenizer) if config.baselines else {}
     found = Evaluation({}, [])
-    with quantized(model, model_config.is_int8):
+    with quantized(model, model_config.quantization):
         loss = teacher_forced_loss(model, tokenizer, prompt, task, rows, config.batch_size)
         found.metrics["loss"] = loss.mean
         for name, template in plain.items():

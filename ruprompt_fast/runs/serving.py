@@ -76,15 +76,22 @@ def find_model(given: ServedModelConfig, source: str, prompt: Prompt | PromptEns
         if not name:
             raise ConfigError(f"{source}: the prompt does not say which model it is for; give one with --model NAME.")
         model = ModelConfig(BUNDLED if name == BUNDLED_MODEL_NAME else name)
-    return replace(model, dtype=given.dtype or model.dtype, device=given.device, threads=given.threads)
+    return replace(
+        model,
+        dtype=given.dtype or model.dtype,
+        quantization=given.quantization,
+        device=given.device,
+        threads=given.threads,
+    )
 
 
 def serve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> FastPromptModel:
-    """The loaded model, ready to answer in the dtype of its configuration."""
+    """The loaded model, ready to answer, quantized if its configuration says so."""
     from ruprompt_fast.model import FastPromptModel
 
-    dtype = config.dtype if config.is_int8 else None
-    return FastPromptModel.from_pretrained(model, tokenizer=tokenizer, dtype=dtype, threads=config.threads)
+    return FastPromptModel.from_pretrained(
+        model, tokenizer=tokenizer, quantization=config.quantization, threads=config.threads
+    )
 
 
 def _training_of(source: str) -> TrainConfig | None:

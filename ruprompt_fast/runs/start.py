@@ -42,7 +42,7 @@ _PROVIDERS: dict[str, tuple[type[BasePromptProvider], tuple[str, ...]]] = {
 
 
 def load_frozen(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The frozen model, in evaluation mode, and its tokenizer; one to be quantized is in float32 yet.
+    """The frozen model, in evaluation mode and not quantized yet, and its tokenizer.
 
     This process computes on ``config.threads`` threads from then on.
 

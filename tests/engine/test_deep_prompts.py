@@ -201,19 +201,20 @@ def test_classification() -> None:
         assert list(output.probabilities.values()) == pytest.approx(expected.tolist(), abs=LOGPROB_ERROR)
 
 
-INT8 = pytest.param("int8", marks=pytest.mark.cpu_backend("the other one quantizes nothing"))
+INT8 = pytest.param({"quantization": "int8"}, marks=pytest.mark.cpu_backend("the other one quantizes nothing"))
 
 
-@pytest.mark.parametrize("dtype", [INT8, torch.bfloat16])
-def test_other_dtypes(dtype: Any) -> None:
+@pytest.mark.parametrize("precision", [INT8, {"dtype": torch.bfloat16}], ids=["int8", "bfloat16"])
+def test_other_precisions(precision: dict[str, Any]) -> None:
     """Rounding moves the verdict a little; without the prompt it would be another."""
     base, tokenizer = sharp_model("llama"), tiny_tokenizer()
     prompt = deep_prompt("<P*20>{text}", base, tokenizer)
     labels = list("абвгдежз")
     found = []
-    for kind, name in ((None, "deep"), (dtype, "deep"), (None, None)):
-        options = {"dtype": kind, "kv_cache_bytes": 1 << 20}
-        model = FastPromptModel.from_pretrained(copy.deepcopy(base), {"deep": prompt}, tokenizer, **options)
+    for options, name in (({}, "deep"), (precision, "deep"), ({}, None)):
+        model = FastPromptModel.from_pretrained(
+            copy.deepcopy(base), {"deep": prompt}, tokenizer, kv_cache_bytes=1 << 20, **options
+        )
         assert model.stats().path == "engine"
         (output,) = model.classify("привет", name, labels=labels)
         found.append(torch.tensor(list(output.probabilities.values())))

@@ -55,8 +55,8 @@ def prompts_for(model: PreTrainedModel) -> dict[str, Prompt]:
 
 
 def serve(model: PreTrainedModel, prompts: dict[str, Prompt], int8: bool = False) -> FastPromptModel:
-    dtype = "int8" if int8 else None
-    return FastPromptModel.from_pretrained(model, prompts=prompts, tokenizer=tiny_tokenizer(), dtype=dtype, **ROOM)
+    options: dict[str, Any] = {**ROOM, "quantization": "int8" if int8 else None}
+    return FastPromptModel.from_pretrained(model, prompts=prompts, tokenizer=tiny_tokenizer(), **options)
 
 
 def answers(served: FastPromptModel) -> Answers:

@@ -341,8 +341,8 @@ def test_what_was_asked_for_is_what_there_is() -> None:
 
 def test_int8_writes_russian() -> None:
     plain, served = (
-        FastPromptModel.from_pretrained(bundled.MODEL, prompts=bundled.PROMPTS, dtype=dtype)
-        for dtype in ("float32", "int8")
+        FastPromptModel.from_pretrained(bundled.MODEL, prompts=bundled.PROMPTS, quantization=quantization)
+        for quantization in (None, "int8")
     )
     assert served.stats().path == "engine"
     settings = {"max_new_tokens": 60, "do_sample": False, "no_repeat_ngram_size": 3}
@@ -358,7 +358,7 @@ def test_int8_of_an_encoder_decoder_is_refused() -> None:
     base = tiny_model("t5")
     embedding = base.get_input_embeddings()
     with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        FastPromptModel.from_pretrained(base, tokenizer=tiny_tokenizer(), dtype="int8")
+        FastPromptModel.from_pretrained(base, tokenizer=tiny_tokenizer(), quantization="int8")
     assert base.get_input_embeddings() is embedding
 
 

@@ -57,8 +57,6 @@ def make_plan(rows: Sequence[Row], tables: Sequence[Sequence[int]]) -> Attention
         context_lens=torch.tensor([row.context for row in rows], dtype=torch.int32),
         block_tables=torch.tensor(padded, dtype=torch.int32).reshape(len(rows), width),
         write_slots=torch.tensor(slots, dtype=torch.int64),
-        max_query_len=max((row.queries for row in rows), default=0),
-        max_context_len=max((row.context for row in rows), default=0),
     )
 
 

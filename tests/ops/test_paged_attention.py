@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,11 +223,6 @@ def test_arguments_that_do_not_fit(function) -> None:
         call(softcap=-1.0)
 
 
-def replaced(plan: AttentionPlan, **fields: Tensor) -> AttentionPlan:
-    values = {name: getattr(plan, name) for name in ("query_starts", "context_lens", "block_tables", "write_slots")}
-    return AttentionPlan(**{**values, **fields}, max_query_len=plan.max_query_len, max_context_len=plan.max_context_len)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -243,7 +239,7 @@ def replaced(plan: AttentionPlan, **fields: Tensor) -> AttentionPlan:
 def test_plans_that_contradict_themselves(fields: dict[str, Tensor], message: str) -> None:
     case = make_case([Row(20), Row(33, 2)])
     with pytest.raises(TensorArgumentError, match=message):
-        attend(case._replace(plan=replaced(case.plan, **fields)))
+        attend(case._replace(plan=replace(case.plan, **fields)))
 
 
 @pytest.mark.parametrize("function", [paged_attention, paged_attention_reference])
@@ -254,7 +250,7 @@ def test_a_page_that_does_not_exist(page: int, function) -> None:
     tables = case.plan.block_tables.clone()
     tables[1, 2] = page
     with pytest.raises(PageIndexError, match="page does not exist"):
-        function(*case.arguments[:3], replaced(case.plan, block_tables=tables), scaling=0.25)
+        function(*case.arguments[:3], replace(case.plan, block_tables=tables), scaling=0.25)
 
 
 @st.composite

@@ -119,7 +119,7 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["provider.init=prompt:"], "provider.init must name a folder"),
         (["provider.init=prompt:x", "provider.kind=lstm"], "no network that made them"),
         (["provider.init=prompt:x", "ensemble_size=2"], "equal ones"),
-        (["model.dtype=int8"], "int8 cannot be trained on"),
+        (["model.quantization=int8"], "int8 cannot be trained on"),
         (["model.device=cuda:7"], "must be cpu or cuda in training; found 'cuda:7'.*CUDA_VISIBLE_DEVICES"),
         (["task=3"], "^task has the keys template, .*; found '3' for all of them. Write task.template=VALUE"),
         (["model=bundled"], "Write model.name=VALUE"),

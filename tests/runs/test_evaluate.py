@@ -187,8 +187,8 @@ class TestTexts:
         assert evaluate(replace(proverbs, data=data)).baselines["copy"]["word_list_share"] == 1.0
 
     def test_quantized(self, proverbs: EvaluateConfig) -> None:
-        found = evaluate(replace(proverbs, model=ServedModelConfig(dtype="int8"), baselines=False))
-        served = FastPromptModel.from_pretrained(bundled.MODEL, {"kind": bundled.PROMPTS["kind"]}, dtype="int8")
+        found = evaluate(replace(proverbs, model=ServedModelConfig(quantization="int8"), baselines=False))
+        served = FastPromptModel.from_pretrained(bundled.MODEL, {"kind": bundled.PROMPTS["kind"]}, quantization="int8")
         outputs = served.generate([row["begin"] for row in PROVERBS], "kind", max_new_tokens=8, do_sample=False)
         assert [row["output"] for row in found.predictions] == [output.text.strip() for output in outputs]
         loss = evaluate(replace(proverbs, baselines=False)).metrics["loss"]

@@ -408,7 +408,8 @@ class TestModel:
 
     def test_the_one_that_the_prompt_names(self) -> None:
         prompt = Prompt.from_pretrained(PROVERB)
-        assert find_model(ServedModelConfig(dtype="int8"), PROVERB, prompt) == ModelConfig("bundled", "int8")
+        expected = ModelConfig("bundled", quantization="int8")
+        assert find_model(ServedModelConfig(quantization="int8"), PROVERB, prompt) == expected
         prompt.config.pretrained_model_name = "ai-forever/rugpt3small_based_on_gpt2"
         name = "ai-forever/rugpt3small_based_on_gpt2"
         assert find_model(ServedModelConfig(), "x", prompt) == ModelConfig(name, "float32")
@@ -417,8 +418,8 @@ class TestModel:
             find_model(ServedModelConfig(), "x", prompt)
 
     def test_quantized(self, config: GenerateConfig) -> None:
-        generate(replace(config, model=ServedModelConfig(dtype="int8")))
-        served = FastPromptModel.from_pretrained(bundled.MODEL, {"proverb": PROVERB}, dtype="int8")
+        generate(replace(config, model=ServedModelConfig(quantization="int8")))
+        served = FastPromptModel.from_pretrained(bundled.MODEL, {"proverb": PROVERB}, quantization="int8")
         seeds = [(5 << 32) + line for line in (1, 2)]
         expected = served.generate(TEXTS[:2], "proverb", seed=seeds, **SAMPLING)
         assert [row["output"] for row in read_jsonl(config.output)[:2]] == [output.text for output in expected]

@@ -405,8 +405,8 @@ def test_a_run_starts_from_a_saved_prompt(kind: str, model: Path, tmp_path: Path
 
 
 def test_quantized_bases_are_not_trained(tmp_path: Path) -> None:
-    with pytest.raises(errors.ConfigError, match="model.dtype=int8 cannot be trained on"):
-        tiny_config(tmp_path, model=ModelConfig(dtype="int8"))
+    with pytest.raises(errors.ConfigError, match="model.quantization=int8 cannot be trained on"):
+        tiny_config(tmp_path, model=ModelConfig(quantization="int8"))
 
 
 def history_of(folder: Path) -> list[dict[str, Any]]:
