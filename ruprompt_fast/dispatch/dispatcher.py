@@ -232,10 +232,8 @@ class Dispatcher:
 
     def _with_fallback(self, routes: Routes, progress: Progress | None) -> list[GenerationOutput]:
         """The outputs of a call, the engine's being there already."""
-        num_before = len(routes.jobs)
-        report = None if progress is None else lambda num_done: progress(num_before + num_done)
-        tasks = routes.fallback_tasks
-        return routes.outputs(self._fallback.generate(tasks, report) if tasks else ())
+        report = None if progress is None else lambda num_done: progress(len(routes.jobs) + num_done)
+        return routes.outputs(self._fallback.generate(routes.fallback_tasks, report) if routes.fallback_tasks else ())
 
     def _streamed(self, task: GenerationTask) -> tuple[SamplingParams, ModelEngine | None]:
         """A stream's settings, and the engine if it takes that."""
