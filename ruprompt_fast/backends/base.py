@@ -57,6 +57,23 @@ class StepBatch:
     logits_at: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerLimits:
+    """How large anything becomes that a runner is given: enough to allocate all of its memory once.
+
+    Attributes:
+        num_pages: pages of every layer.
+        max_step_tokens: tokens of one step.
+        max_sequences: maximum number of concurrent sequences.
+        max_model_len: tokens of one sequence.
+    """
+
+    num_pages: int
+    max_step_tokens: int
+    max_sequences: int
+    max_model_len: int
+
+
 class PreparedModel(Protocol):
     """A model whose frozen layers compute in a form of the backend's."""
 
@@ -145,7 +162,7 @@ class Backend(Protocol):
         model: PreTrainedModel,
         embedding: SplicedEmbedding,
         shapes: Sequence[KVShape],
-        num_pages: int,
+        limits: RunnerLimits,
         banned_ids: Sequence[int],
         /,
     ) -> Runner:
@@ -155,7 +172,7 @@ class Backend(Protocol):
             model: a decoder that passed :func:`~ruprompt_fast.integration.check_compatibility`.
             embedding: its input embedding.
             shapes: what its layers keep of a token.
-            num_pages: pages of every layer.
+            limits: the sizes of what it is given.
             banned_ids: token ids that are never generated.
         """
         ...

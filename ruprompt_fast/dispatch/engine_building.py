@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ruprompt_fast._C import Scheduler
-from ruprompt_fast.backends import Backend, PreparedModel, backend_for
+from ruprompt_fast.backends import Backend, PreparedModel, RunnerLimits, backend_for
 from ruprompt_fast.cache import PrefixCache, num_pages_of
 from ruprompt_fast.dispatch.engine_options import EngineOptions
 from ruprompt_fast.dispatch.model_engine import ModelEngine, NoEngine
@@ -111,15 +112,14 @@ def _engine(
     positions = context_length(model.config) or _UNBOUNDED_CONTEXT
     page_bytes = backend.page_bytes(shapes)
     num_pages = _num_pages(backend, page_bytes, positions, options)
-    runner = backend.runner(model, embedding, shapes, num_pages, banned_ids)
+    # A sequence has one token more than the model has positions: the last of a full context is never run.
+    limits = RunnerLimits(num_pages, options.max_step_tokens, options.max_batch_size, max_model_len=positions + 1)
+    runner = backend.runner(model, embedding, shapes, limits, banned_ids)
     prefix_bytes = options.prefix_cache_bytes
     scheduler = Scheduler(
-        num_pages=num_pages,
         page_size=backend.page_size,
-        max_sequences=options.max_batch_size,
-        max_model_len=positions + 1,  # the last token of a full context is never run
         max_prefix_pages=-1 if prefix_bytes is None else min(prefix_bytes // page_bytes, num_pages),
-        max_step_tokens=options.max_step_tokens,
+        **asdict(limits),
     )
     cache = PrefixCache(scheduler, runner.pages, host_budget_bytes=options.host_cache_bytes)
     # Pages never outlive their engine, nor an engine what it was made from: any name of its own is the model's.

@@ -18,7 +18,7 @@ from backends.second_pages import PAGE_SIZE, TokenMajorPages, page_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ruprompt_fast.backends import Backend, PreparedModel, Quantization, Runner, StepBatch
+from ruprompt_fast.backends import Backend, PreparedModel, Quantization, Runner, RunnerLimits, StepBatch
 from ruprompt_fast.cache import PagePool, num_pages_of
 from ruprompt_fast.embedding import SplicedEmbedding
 from ruprompt_fast.errors import UnsupportedModelError
@@ -55,10 +55,10 @@ class SecondBackend:
         model: PreTrainedModel,
         embedding: SplicedEmbedding,
         shapes: Sequence[KVShape],
-        num_pages: int,
+        limits: RunnerLimits,
         banned_ids: Sequence[int],
     ) -> Runner:
-        return SecondRunner(model, embedding, TokenMajorPages(shapes, num_pages, self._dtype), banned_ids)
+        return SecondRunner(model, embedding, TokenMajorPages(shapes, limits.num_pages, self._dtype), banned_ids)
 
 
 class OwnLayers:

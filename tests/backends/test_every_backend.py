@@ -12,7 +12,7 @@ from tiny_models import sharp_model, tiny_tokenizer
 from tolerances import LOGITS_ERROR
 from torch import Tensor
 
-from ruprompt_fast.backends import Backend, Runner, StepBatch
+from ruprompt_fast.backends import Backend, Runner, RunnerLimits, StepBatch
 from ruprompt_fast.backends.cpu import CpuBackend
 from ruprompt_fast.cache import HostPages, num_pages_of
 from ruprompt_fast.embedding import attach_prompts
@@ -32,10 +32,14 @@ def made(request: pytest.FixtureRequest) -> Backend:
     return make(torch.float32)
 
 
+def limits(num_pages: int) -> RunnerLimits:
+    return RunnerLimits(num_pages, max_step_tokens=64, max_sequences=8, max_model_len=64)
+
+
 @pytest.fixture
 def runner(made: Backend) -> Runner:
     model = sharp_model("mistral")
-    return made.runner(model, attach_prompts(model, [], len(tiny_tokenizer())), SHAPES, NUM_PAGES, ())
+    return made.runner(model, attach_prompts(model, [], len(tiny_tokenizer())), SHAPES, limits(NUM_PAGES), ())
 
 
 def packed(runner: Runner, length: int, seed: int = 0) -> HostPages:
@@ -99,7 +103,7 @@ def test_steps_give_the_models_own_logits(made: Backend, family: str) -> None:
     with torch.inference_mode():
         expected = torch.stack([model(ids[None]).logits[0, -1] for ids in sequences])
     embedding = attach_prompts(model, [], len(tiny_tokenizer()))
-    runner = made.runner(model, embedding, check_compatibility(model, embedding), 2 * NUM_PAGES, ())
+    runner = made.runner(model, embedding, check_compatibility(model, embedding), limits(2 * NUM_PAGES), ())
     tables = [np.arange(num_pages_of(len(ids), made.page_size))[::-1] * 2 + row for row, ids in enumerate(sequences)]
     no_rows = embedding.weight.new_empty((0, embedding.row_width))
     for stops in ((29, 1), (52, 26), (53, 27)):

@@ -15,7 +15,7 @@ from ruprompt_fast.backends.cpu.runner import CpuRunner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ruprompt_fast.backends.base import Quantization
+    from ruprompt_fast.backends.base import Quantization, RunnerLimits
     from ruprompt_fast.embedding import SplicedEmbedding
     from ruprompt_fast.prompts import KVShape
 
@@ -49,8 +49,8 @@ class CpuBackend:
         model: PreTrainedModel,
         embedding: SplicedEmbedding,
         shapes: Sequence[KVShape],
-        num_pages: int,
+        limits: RunnerLimits,
         banned_ids: Sequence[int],
     ) -> CpuRunner:
         """What computes the model's steps."""
-        return CpuRunner(model, embedding, KVPool(shapes, num_pages, self._dtype), banned_ids)
+        return CpuRunner(model, embedding, KVPool(shapes, limits.num_pages, self._dtype), banned_ids)
