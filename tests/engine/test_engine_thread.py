@@ -302,7 +302,7 @@ def test_an_event_loop_that_is_closed_in_the_midst(model: FastPromptModel) -> No
     """Its requests leave at the next step that brings something for them; nothing is run for nobody."""
     event_loop = asyncio.new_event_loop()
     closed = threading.Event()
-    step = Fault(lambda: wait_until_set(closed), (3,))
+    step = Fault(lambda: wait_until_set(closed), (50,))
     pieces = model.astream("привет", "short", **LONG)
     with hooked(model, step):
         event_loop.run_until_complete(anext(pieces))
@@ -531,16 +531,31 @@ def test_a_lost_thread_is_replaced(model: FastPromptModel, monkeypatch: pytest.M
     loop = model._dispatcher._loop
     monkeypatch.setattr(engine_thread, "LOOK_AGAIN_SECONDS", 0.01)
 
+    advance, begun = loop.advance, threading.Event()
+
+    def advance_and_end(*arguments: Any) -> bool:
+        goes_on = advance(*arguments)
+        loop.is_stale = True
+        return goes_on
+
     async def work() -> str:
         pieces = model.astream("привет", "short", **LONG)
         first = await anext(pieces)
-        monkeypatch.setattr(loop, "start", lambda: None)  # as if it ended at once
-        loop.is_stale = True
+        monkeypatch.setattr(loop, "start", lambda: None)
+        monkeypatch.setattr(loop, "advance", advance_and_end)
+        begun.set()
         await until(lambda: not loop._running.locked())
+        assert counts_now()["running"] == 1
+        monkeypatch.delattr(loop, "advance")
         monkeypatch.delattr(loop, "start")
         return "".join([first, *[piece async for piece in pieces]])
 
-    assert run(work()) == expected
+    def counts_now() -> dict[str, int]:
+        return dict(model._dispatcher._current.engine._scheduler.stats())
+
+    waits = Fault(lambda: wait_until_set(begun), (50,))
+    with hooked(model, waits):
+        assert run(work()) == expected
 
 
 def test_a_wake_up_that_an_interrupt_takes_away(model: FastPromptModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,7 +581,7 @@ def test_a_program_that_ends_meanwhile(model: FastPromptModel, monkeypatch: pyte
 
         await raised(read(), EngineStepError, "ending")
 
-    end = Fault(lambda: wait_for(lambda: threads._PROGRAM.is_ending), (4,))
+    end = Fault(lambda: wait_for(lambda: threads._PROGRAM.is_ending), (50,))
     with hooked(model, end):
         run(work())
     monkeypatch.undo()
