@@ -6,6 +6,8 @@ import asyncio
 import gc
 import logging
 import os
+import signal
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from attack.interrupts import Bystander, interrupter
+from attack.interrupts import Bystander
 from engine.engine_cases import (
     ENDLESS,
     INPUTS,
@@ -84,6 +86,15 @@ async def raised(work: Awaitable[object], kind: type[Exception], match: str) -> 
 
 async def all_raise(works: list[Awaitable[object]], kind: type[Exception], match: str) -> None:
     await asyncio.gather(*[raised(work, kind, match) for work in works])
+
+
+def together(model: FastPromptModel, num_requests: int = 2) -> Fault:
+    """Holds the first step up until so many requests are there: all of them are in the second one."""
+
+    def are_there() -> bool:
+        return len(model._dispatcher._current.engine._jobs) + num_orders(model) >= num_requests
+
+    return Fault(lambda: wait_for(are_there), (1,))
 
 
 # what is given
@@ -259,8 +270,7 @@ def test_a_cancelled_task_cancels_its_requests_before_the_next_step(model: FastP
         cancelled.set()
         await until(lambda: counts(model)["running"] == 0)
 
-    first = Fault(lambda: wait_for(lambda: num_orders(model) >= 1), (1,))
-    with hooked(model, step), hooked(model, first):
+    with hooked(model, step), hooked(model, together(model)):
         run(work())
         assert step.calls == 3
 
@@ -356,7 +366,7 @@ def test_wrong_arguments_are_refused(model: FastPromptModel) -> None:
 
 
 def test_a_step_that_fails_fails_its_requests(model: FastPromptModel) -> None:
-    with hooked(model, Fault(RuntimeError("broken"), (3,))):
+    with hooked(model, Fault(RuntimeError("broken"), (5,))), hooked(model, together(model)):
         run(all_raise([text_of(model, **LONG), model.agenerate("да", **LONG)], EngineStepError, "broken"))
     assert run(text_of(model, max_new_tokens=4, **ENDLESS))
 
@@ -393,7 +403,7 @@ def test_a_model_that_is_changed_meanwhile() -> None:
                 model.model.get_input_embeddings().weight.mul_(-1.5)
 
         async def work() -> str:
-            with hooked(model, Fault(change, (3,))):
+            with hooked(model, Fault(change, (5,))), hooked(model, together(model)):
                 await all_raise([text_of(model, **LONG), model.agenerate("да", **LONG)], ModelChangedError, "changed")
             return await text_of(model, max_new_tokens=8, **ENDLESS)
 
@@ -643,11 +653,12 @@ def test_a_forked_process_is_refused(model: FastPromptModel) -> None:
     assert run(text_of(model, max_new_tokens=3, **ENDLESS))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.run takes no care of interrupts")
 @pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread only"
 )
 def test_interrupts_leave_nothing_half_done(served: FastPromptModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They end the main thread's event loop at any moment; another one's streams have their texts."""
+    """They end what the main thread's event loop runs, at any moment; another one's streams have their texts."""
     monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)  # it tells of tasks that are lost
     expected = served.generate("привет", "short", max_new_tokens=12, **ENDLESS)[0].text
     stop = threading.Event()
@@ -659,13 +670,26 @@ def test_interrupts_leave_nothing_half_done(served: FastPromptModel, monkeypatch
             if found != [expected] * 3:
                 problems.append(found)
 
-    async def work() -> None:
-        await asyncio.gather(text_of(served, **LONG), served.agenerate(INPUTS, NAMES, max_new_tokens=60, **ENDLESS))
+    async def work(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            await asyncio.gather(text_of(served, **LONG), served.agenerate(INPUTS, NAMES, max_new_tokens=60, **ENDLESS))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
-    with served.engine_thread, Bystander(served) as bystander, interrupter() as interrupts:
+    def meets(seconds: float) -> bool:
+        try:
+            asyncio.run(work(seconds))
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with served.engine_thread, Bystander(served) as bystander:
         thread = threading.Thread(target=lambda: run(others()))
         thread.start()
-        hits = sum(interrupts.meets(lambda: asyncio.run(work()), 0.001 * (1 + turn % 40)) for turn in range(60))
+        hits = sum(meets(0.001 * (1 + turn % 40)) for turn in range(60))
+        signal.signal(signal.SIGALRM, before)
         stop.set()
         join_all([thread])
         wait_for(lambda: bystander.problems or bystander.rounds > 0)
