@@ -36,11 +36,11 @@ class Bench:
         self.words = words
 
     def steps(self, batch: int, context: int, num_prompts: int | None = None) -> Candidate:
-        """Decoding steps of a batch whose last token stands at the end of the context.
+        """Decoding steps of a batch whose last token is at the end of the context.
 
         Args:
             batch: sequences.
-            context: tokens of each at its last step, prompt rows included.
+            context: tokens of each at its last step, virtual tokens included.
             num_prompts: how many prompts are to be loaded; all sequences use the first. None uses no prompt.
         """
         generator = random.Random(batch)

@@ -27,7 +27,7 @@ def line(name: str, bench: Any, first: Any) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Groups stand in the order they ran in; a group's first candidate is ours, or the smallest."""
+    """Groups appear in the order they ran in; a group's first candidate is ours, or the smallest."""
     groups: dict[str, list[Any]] = {}
     for bench in getattr(config, "_benchmarksession").benchmarks:  # noqa: B009  (private to the plugin)
         if bench.stats.rounds:

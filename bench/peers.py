@@ -1,4 +1,4 @@
-"""Our model and its peers behind one method: greedy continuations of tasks, of exact lengths.
+"""Our model and its peers with one method: greedy continuations of tasks, of exact lengths.
 
 All of them tokenize the texts themselves. Whatever pads, pads left with a mask, as its users do.
 """
@@ -20,7 +20,7 @@ THREADS = torch.get_num_threads()
 
 
 class Task(NamedTuple):
-    """A text to continue by exactly so many tokens, behind a prompt or none."""
+    """A text to continue by exactly so many tokens, after a prompt or none."""
 
     text: str
     num_new_tokens: int
@@ -47,8 +47,8 @@ class Ours:
         dtype: ``float32``, ``bfloat16`` or, for weights of 8 bits, ``int8``.
         prompts: the prompts by name.
         tokenizer: of a model given as an object.
-        max_batch_size: tasks that run together at most.
-        threads: how many threads compute; None lets the model decide.
+        max_batch_size: maximum number of concurrent tasks.
+        threads: how many threads compute; the model decides by default.
     """
 
     def __init__(

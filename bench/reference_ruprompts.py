@@ -16,7 +16,7 @@ def embed(
         input_ids: ``[batch, sequence]``; every sequence holds the marker once for each row of the prompt.
         token_weight: ``[tokens, width]``.
         prompt_weight: ``[rows, width]``.
-        marker: the id that stands for the prompt's rows, in their order.
+        marker: the id that the prompt's rows replace, in their order.
         out: ``[batch, sequence, width]`` to look up into; freshly allocated if not given.
     """
     mask = input_ids == marker

@@ -164,7 +164,7 @@ def _ours(model: PreTrainedModel, setting: Setting) -> Trainer:
 
 
 def _ruprompts(model: PreTrainedModel, setting: Setting) -> Trainer:
-    """The embedding layer of ruPrompts; its marker stands in every sample once for each row."""
+    """The embedding layer of ruPrompts; its marker is in every sample once for each row."""
     embedding = MarkerEmbedding(model.get_input_embeddings())
     model.requires_grad_(False).set_input_embeddings(embedding)
     embedding.rows = nn.Parameter(_rows(setting))

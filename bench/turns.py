@@ -52,7 +52,7 @@ _now = 0.0
 
 
 def clock() -> float:
-    """The timer of a test that reports; it stands still but for :func:`report`."""
+    """The timer of a test that reports; it moves in :func:`report` only."""
     return _now
 
 

@@ -39,12 +39,12 @@ def splice_kernel(
     valid = is_token | is_prompt
     # One load from a chosen address: two masked loads would double the instructions and the registers.
     source = tl.where(is_prompt, prompt_ptr + row * prompt_stride, token_ptr + id_ * token_stride)
-    # Nothing of an id in neither table may be read; "inside & valid" is beyond the interpreter of Triton 3.7.
+    # An id in neither table must read nothing; Triton 3.7's interpreter cannot run "inside & valid".
     readable = tl.where(valid, width, 0)
     value = tl.load(source + columns, mask=columns < readable, other=float("nan"))
     tl.store(out_ptr + position * width + columns, value, mask=columns < width)
     if (not valid) & (block == 0):
-        # The first to swap the mark in describes its own id, so the slots never mix two of them.
+        # Only the program that swaps the mark in first describes its id, so the slots never mix two ids.
         if tl.atomic_cas(error_ptr, tl.full((), 0, tl.int64), tl.full((), 1, tl.int64)) == 0:
             tl.store(error_ptr + 1, id_)
             tl.store(error_ptr + 2, position)
@@ -104,8 +104,8 @@ def launch_splice(
 ) -> None:
     """Fills ``out`` ``[ids.numel(), width]``; rows of ids in neither table are NaN and described in ``errors``.
 
-    ids, tokens' rows and prompts' rows are contiguous; ``errors`` is int64 ``[6]``: a mark, the id, its position,
-    and the limits that it was held against (end of the token ids, first prompt id, prompt rows).
+    ``ids`` and both tables are contiguous; ``errors`` is int64 ``[6]``: a mark, the id, its position, and its limits
+    (end of the token ids, first prompt id, number of virtual tokens).
     """
     width = tokens.shape[1]
     if out.numel() == 0:
@@ -129,7 +129,7 @@ def launch_splice(
 
 
 def launch_prompt_grad(order: torch.Tensor, starts: torch.Tensor, grad: torch.Tensor, out: torch.Tensor) -> None:
-    """``out[r] = sum(grad[order[starts[r]:starts[r + 1]]])``, summed in float32 or, for float64, in that.
+    """``out[r] = sum(grad[order[starts[r]:starts[r + 1]]])``, summed in float32, or in float64 for float64.
 
     order: int64 ``[positions]``; starts: int64 ``[rows + 1]``; grad: ``[positions, width]`` with contiguous rows.
     """

@@ -1,9 +1,9 @@
 """Registers our operators as soon as torch is imported, and the pipeline tasks with transformers' pipelines.
 
-``torch.ops.ruprompt_fast`` is there for everyone who imports this package and torch. A ruPrompts script says ``import
-ruprompts`` and then ``transformers.pipeline("text-generation-with-prompt", ...)``, so the tasks must be known.
-Importing torch and transformers' pipelines with this package would cost everyone else seconds: the command line has to
-answer ``--help`` without either.
+``torch.ops.ruprompt_fast`` exists once this package and torch are imported. A ruPrompts script calls ``import
+ruprompts`` and then ``transformers.pipeline("text-generation-with-prompt", ...)``, so the tasks must be registered.
+Importing torch and transformers' pipelines with this package would take seconds: the command line must answer
+``--help`` without either.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 _FOLLOWERS = {"torch": "ruprompt_fast.ops", "transformers.pipelines": "ruprompt_fast.pipelines"}
-"""Modules of ours, by the module that each has to follow."""
+"""Our modules, by the module that each is imported after."""
 
 
 def register_on_import() -> None:
-    """Import what follows a module now if that is loaded, and right behind it otherwise."""
+    """Import each of our modules now if the module before it is loaded, and otherwise right after it."""
     waiting = {}
     for leader, follower in _FOLLOWERS.items():
         if leader in sys.modules:
@@ -33,7 +33,7 @@ def register_on_import() -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds modules as usual, with a loader that goes on to import ours."""
+    """Finds modules as usual, with a loader that imports ours afterwards."""
 
     def __init__(self, followers: Mapping[str, str]) -> None:
         self._followers = followers
@@ -55,7 +55,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _ThenOurs(importlib.abc.Loader):
-    """Runs another loader, then imports a module of ours."""
+    """Runs another loader, then imports one of our modules."""
 
     def __init__(self, loader: importlib.abc.Loader, follower: str) -> None:
         self._loader = loader

@@ -23,7 +23,7 @@ from ruprompt_fast.requests.decoding import TextDecoder
 from ruprompt_fast.requests.merging import merged_config
 from ruprompt_fast.requests.stopping import stop_ids
 
-# Settings of the tokenizer's call, which only a text form has.
+# Settings of the tokenizer's call, which apply to a prompt's text form only.
 _TOKENIZER_SETTINGS = (
     "prefix",
     "handle_long_generation",
@@ -53,7 +53,7 @@ class PromptPipeline(TextGenerationPipeline):
         self.prompt = single_prompt(prompt)
         self.prompt.patch(self.model, cast(Any, self.tokenizer))
         cast(Any, self.model).to(self.device)
-        # One token at least, as ruPrompts gives: it knew no end of text but id 0, which it decoded like any other.
+        # At least one token, as in ruPrompts, which knew no end-of-text token but id 0 and decoded that like any other.
         defaults = {
             "eos_token_id": stop_ids(self.model.generation_config, cast(Any, self.tokenizer)),
             "suppress_tokens": self._marker_ids() or None,
@@ -73,9 +73,9 @@ class PromptPipeline(TextGenerationPipeline):
         return super().__call__(inputs, **kwargs)
 
     def postprocess(self, model_outputs: Any, return_type: Any = ReturnType.FULL_TEXT, **kwargs: Any) -> Any:
-        """The texts as they read after the input, as ``FastPromptModel`` gives them: with their first space.
+        """The texts decoded after the input, with their first space, as ``FastPromptModel`` returns them.
 
-        Settings of the decoding, such as ``skip_special_tokens``, take transformers' own way.
+        With settings of the decoding, such as ``skip_special_tokens``, transformers decodes.
         """
         records = super().postprocess(model_outputs, return_type, **kwargs)
         if (
@@ -97,7 +97,7 @@ class PromptPipeline(TextGenerationPipeline):
         return {text_field(self.prompt.format.fields): inputs} if isinstance(inputs, str) else dict(inputs)
 
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> Any:
-        if self.model.get_input_embeddings() is not self.prompt.ctx.embedding:  # another prompt has the model now
+        if self.model.get_input_embeddings() is not self.prompt.ctx.embedding:  # another prompt was attached meanwhile
             self.prompt.attach(self.model, cast(Any, self.tokenizer))
         input_len = model_inputs["input_ids"].shape[1]
         settings = merged_config(generate_kwargs.get("generation_config"), self.model.generation_config, {})
@@ -111,7 +111,7 @@ class PromptPipeline(TextGenerationPipeline):
         return super()._forward(model_inputs, **generate_kwargs)
 
     def _read(self, fields: Mapping[str, str], shown: str, settings: Mapping[str, Any]) -> Any:
-        """The ids of these fields, as the served model reads them; None if settings ask for the tokenizer's own way."""
+        """The ids of these fields as for serving; None if settings of the tokenizer's call are given."""
         if any(settings.get(name) not in (None, "") for name in _TOKENIZER_SETTINGS):
             return None
         encoded = self.prompt.tokenize(**fields)

@@ -20,7 +20,7 @@ HUB_PROMPT = "konodyuk/prompt_rugpt3large_joke"
 
 
 def ruprompts_files(folder: Path) -> dict[str, bytes]:
-    """A prompt in ruPrompts' own two files, fit for the bundled model that stands in for ruGPT-3 Large."""
+    """A prompt in ruPrompts' own two files, fit for the bundled model that replaces ruGPT-3 Large here."""
     Prompt.from_pretrained(bundled.PROMPTS["proverb"]).save_pretrained(folder, save_bin=True)
     config = (folder / "prompt.json").read_text(encoding="utf-8")
     stored = config.replace("ruprompt-fast/ruslit-gpt2-7m", f"sberbank-ai/{HUB_MODEL.split('/')[1]}")

@@ -1,4 +1,4 @@
-"""The trained weights that the tests use load without a network, and the padded path's text on them is English."""
+"""The trained weights of the tests load without a network, and the transformers fallback writes English with them."""
 
 from __future__ import annotations
 

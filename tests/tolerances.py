@@ -38,7 +38,7 @@ def assert_close(
 
 
 # Absolute error, in nats, of a log-probability in float32: log-softmax and, for beams, a sum over a few dozen tokens,
-# behind logits that were computed with and without a cache.
+# after logits that were computed with and without a cache.
 LOGPROB_ERROR = 2e-5
 
 # Absolute error of logits of order 1 in float32, whole models long, against transformers' own eager forward.

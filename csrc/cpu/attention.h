@@ -12,7 +12,7 @@
 namespace ruprompt {
 
 // Who attends to what in one step: for every row (sequence) its query tokens, its context and its pages. A checked
-// copy, which later changes of the arrays it was made from do not reach.
+// copy: later changes of the arrays that it was made from have no effect.
 class AttentionTables {
  public:
   struct Row {

@@ -34,7 +34,7 @@ class FairQueue {
   // Puts a request in its place by order of arrival. `now` is the number of the step.
   void push(int32_t tenant, int32_t request, int64_t arrival, int64_t now);
 
-  // Takes a waiting request out, wherever it stands.
+  // Takes a waiting request out, wherever it is in its queue.
   void erase(int32_t tenant, int32_t request);
 
   // Takes the best tenant that is neither empty nor set aside out of the order and returns it, or -1. Its queue is as

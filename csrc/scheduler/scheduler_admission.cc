@@ -7,7 +7,7 @@ namespace ruprompt {
 namespace {
 
 // A tenant whose first request does not fit may be overtaken, but only so often; then nothing is admitted until its
-// request fits. So large requests are delayed by small ones, but not for ever.
+// request fits. So small requests delay large ones, but not for ever.
 constexpr int32_t kMaxBypasses = 16;
 
 // Tenants that may be passed over in one step: bounds the work of a step in which nothing fits.

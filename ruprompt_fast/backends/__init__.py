@@ -1,4 +1,4 @@
-"""What runs a step: one backend for each kind of device, behind the protocols of :mod:`ruprompt_fast.backends.base`."""
+"""What runs a step: one backend for each kind of device, with the interface of :mod:`ruprompt_fast.backends.base`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend of a device; the only place that looks at what kind of device there is.
 
     Raises:
-        UnsupportedModelError: there is none for it.
+        UnsupportedModelError: the device has none.
     """
     make = BACKENDS.get(device.type)
     if make is None:

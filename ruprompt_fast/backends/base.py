@@ -1,7 +1,7 @@
-"""What the engine asks of a device: a small seam, with everything that knows the device behind it.
+"""The interface between the engine and a device.
 
 The scheduler plans in pages and slots, the engine keeps requests and prefixes, and neither names a device. A
-:class:`Backend` says how keys and values lie in memory, prepares a model's layers, and makes the :class:`Runner` that
+:class:`Backend` says how the KV cache lies in memory, prepares a model's layers, and makes the :class:`Runner` that
 computes the model's steps. To add a device, write the two and name them in :func:`ruprompt_fast.backends.backend_for`.
 """
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from ruprompt_fast.prompts import KVShape
 
 Quantization: TypeAlias = Literal["int8"]
-"""How the frozen matrices of a model may be quantized: ``"int8"`` keeps weights as 8-bit integers."""
+"""How the frozen weights of a model may be quantized: ``"int8"`` keeps them as 8-bit integers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
-    """The tokens of one step on the host, those of one sequence after those of another.
+    """The tokens of one step on the host, sequence after sequence.
 
-    Made by :class:`~ruprompt_fast.engine.batch.BatchBuilder`. The arrays are views of the scheduler's plan where they
-    can be, which its next step overwrites: a runner that reads them later than that has to copy them. Nobody may write
-    to them: of block tables the scheduler fills in what has changed.
+    Made by :class:`~ruprompt_fast.engine.batch.BatchBuilder`. The arrays are views of the scheduler's plan where
+    possible. The scheduler's next step overwrites it, so a runner that reads them later must copy them. Nobody may
+    write to them: the scheduler only updates the entries of block tables that have changed.
 
     Attributes:
-        input_ids: int64 [num_tokens]; rows of prompts have ids from the embedding's ``first_prompt_id`` on.
-        position_ids: int64 [num_tokens], of each token in its own sequence.
-        rows: [num_rows, width], the prompt rows that ``input_ids`` name, where the model is.
+        input_ids: int64 [num_tokens]; virtual tokens have ids from the embedding's ``first_prompt_id`` on.
+        position_ids: int64 [num_tokens]; each token's position in its sequence.
+        rows: [num_rows, width], the virtual tokens that ``input_ids`` name, on the model's device.
         query_starts: int32 [num_sequences + 1]; where each sequence's tokens begin.
-        context_lens: int32 [num_sequences]; each sequence's tokens in the cache, this step's included.
+        context_lens: int32 [num_sequences]; each sequence's tokens in the KV cache, with this step's.
         block_tables: int32 [num_sequences, blocks]; each sequence's pages in order.
         write_slots: int64 [num_tokens]; where the tokens' keys and values go.
-        logits_at: int64 [num_logits], the tokens whose logits are wanted.
+        logits_at: int64 [num_logits]; indices of the tokens whose logits are wanted.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -75,11 +75,11 @@ class RunnerLimits:
 
 
 class PreparedModel(Protocol):
-    """A model whose frozen layers compute in a form of the backend's."""
+    """A model whose frozen layers compute in the backend's own form."""
 
     @property
     def watched(self) -> Sequence[Tensor]:
-        """Tensors that are not the model's any more, but that others may hold and write to."""
+        """Tensors that no longer belong to the model, but that other code may hold and write to."""
         ...
 
     def is_outdated(self) -> bool:
@@ -87,18 +87,18 @@ class PreparedModel(Protocol):
         ...
 
     def prepare_again(self, *, thorough: bool) -> PreparedModel:
-        """Prepare the model as it is now, keeping what still holds; this object cannot be used any more.
+        """Prepare the model as it is now, reusing what has not changed; this object cannot be used afterwards.
 
         Args:
-            thorough: keep nothing that nobody can tell to be unchanged.
+            thorough: reuse only what is known to be unchanged.
 
         Raises:
-            FrozenWeightsError: something has written to a weight whose memory was given back.
+            FrozenWeightsError: something has written to a weight whose memory was released.
         """
         ...
 
     def undo(self) -> None:
-        """Give the model its own layers back. Does nothing the second time."""
+        """Give the model its own layers back. A second call does nothing."""
 
 
 class Runner(Protocol):
@@ -106,13 +106,13 @@ class Runner(Protocol):
 
     @property
     def pages(self) -> PagePool:
-        """The keys and values, one layer for each of the model's."""
+        """The KV cache, with the model's layers."""
         ...
 
     def forward(self, batch: StepBatch, /) -> Tensor:
         """Write the step's keys and values, and return the logits [num_logits, vocabulary] that are wanted.
 
-        The logits may still be on their way when this returns.
+        The logits may still be being computed when this returns.
         """
         ...
 
@@ -120,11 +120,11 @@ class Runner(Protocol):
         """Choose tokens for the whole step.
 
         Args:
-            logits: of :meth:`forward`.
-            rows: what is wanted for each row of the logits; None for what a request reads by itself.
+            logits: what :meth:`forward` returned.
+            rows: what is wanted for each row of the logits; None where a request reads the logits itself.
 
         Returns:
-            For every row what was chosen, or why nothing could be: the other rows are not to blame.
+            For every row the chosen tokens, or the error that prevented it. Other rows are not affected.
         """
         ...
 
@@ -134,7 +134,7 @@ class Backend(Protocol):
 
     @property
     def page_size(self) -> int:
-        """Tokens of a page of keys and values."""
+        """Tokens of a page of the KV cache."""
         ...
 
     def page_bytes(self, shapes: Sequence[KVShape], /) -> int:
@@ -146,14 +146,14 @@ class Backend(Protocol):
         ...
 
     def available_bytes(self) -> int:
-        """Memory for keys and values that could be had now."""
+        """Bytes of memory that are free for the KV cache now."""
         ...
 
     def prepare(self, model: PreTrainedModel, quantization: Quantization | None, /) -> PreparedModel:
         """Have the model's frozen layers compute in the fastest form; they are changed in place.
 
         Raises:
-            UnsupportedModelError: nothing here quantizes weights like that; the model is as it was.
+            UnsupportedModelError: the backend cannot quantize weights like that; the model is unchanged.
         """
         ...
 
@@ -166,12 +166,12 @@ class Backend(Protocol):
         banned_ids: Sequence[int],
         /,
     ) -> Runner:
-        """What computes the model's steps, with pages of its own.
+        """A runner that computes the model's steps, with its own pages.
 
         Args:
             model: a decoder that passed :func:`~ruprompt_fast.integration.check_compatibility`.
             embedding: its input embedding.
-            shapes: what its layers keep of a token.
+            shapes: the shapes of each layer's key and value of a token.
             limits: the sizes of what it is given.
             banned_ids: token ids that are never generated.
         """

@@ -1,4 +1,4 @@
-"""Keys and values: their pages, the prefixes that stay in them, and the content keys that both are found by."""
+"""The KV cache: its pages, the prefixes that stay in it, and the content keys by which both are found."""
 
 from ruprompt_fast.cache.hashing import model_identity, page_hashes, prefix_key
 from ruprompt_fast.cache.pages import HostPages, PageIndices, PagePool, num_pages_of

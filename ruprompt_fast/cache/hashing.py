@@ -1,4 +1,4 @@
-"""Content keys: what was computed from equal content is shared, under whatever name it was loaded."""
+"""Content keys: what was computed from equal content is shared, whatever name it was loaded under."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ruprompt_fast.embedding import PROVIDERS_KEY
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Numbers of every weight that are read: a model's own training changes all of its weights.
+# Numbers read of every weight; training a model changes all of its weights.
 _SAMPLES_PER_WEIGHT = 256
 
-# Where a model came from, and what wrote its files, does not change what it computes.
+# Fields of a config that do not change what the model computes.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 
-# Page hashes are compared without a look at the ids behind them. Under a key that nobody outside the process knows,
-# no input can be made to collide with another one's pages.
+# Page hashes are compared, the ids are not. Under a key that nobody outside the process knows, no input can be made to
+# collide with another one's pages.
 _PROCESS_KEY = os.urandom(64)
 
 _ID_BYTES = 8
@@ -59,16 +59,16 @@ def prefix_key(
     *,
     is_deep: bool = False,
 ) -> bytes:
-    """The key of a prefix's content, 32 bytes; also the seed of :func:`page_hashes` for requests behind it.
+    """The key of a prefix's content, 32 bytes; also the seed of :func:`page_hashes` for requests with this prefix.
 
     Args:
         identity: the model's, see :func:`model_identity`.
-        dtype: dtype of the keys and values.
-        rows: all rows of the prompt [rows, width], not only those of the prefix: pages behind the prefix may hold the
-            others. Of a prompt that gives keys and values itself, those. None without a prompt.
-        ids: ids of the prefix, ``first_row_id + k`` for row k; may be empty.
-        first_row_id: id of the prompt's first row. It does not enter the key.
-        is_deep: whether the rows are keys and values; equal numbers mean something else then.
+        dtype: the dtype of keys and values.
+        rows: all virtual tokens of the prompt [rows, width], also those after the prefix: later pages may hold them.
+            For a deep prompt, its keys and values. None without a prompt.
+        ids: ids of the prefix, ``first_row_id + k`` for virtual token k; may be empty.
+        first_row_id: the id of the prompt's first virtual token. The key does not depend on it.
+        is_deep: whether the rows are keys and values, so that equal numbers mean something else.
     """
     digest = hashlib.sha256(b"%d:%b %b %d " % (len(identity), identity, str(dtype).encode(), is_deep))
     relative = np.asarray(ids, dtype=np.int64)
@@ -82,14 +82,14 @@ def prefix_key(
 
 
 def page_hashes(seed: bytes, ids: Sequence[int], page_size: int) -> npt.NDArray[np.uint64]:
-    """One hash for every full page of a sequence: of the seed and of all ids up to the page's end.
+    """A hash for every full page of a sequence, of the seed and all ids up to the page's end.
 
     Equal hashes mean equal keys and values, in this process only: the hash is BLAKE2b with a random key of the process,
     of 64 bits. Two different pages out of n share one with a probability of ``n * n / 2**65``.
 
     Args:
-        seed: what the ids depend on: :func:`prefix_key` of the prompt, or :func:`model_identity` without one.
-        ids: ids of the whole sequence, its prefix included, ``first_row_id + k`` for row k.
+        seed: what else the pages depend on: :func:`prefix_key` of the prompt, or :func:`model_identity` without one.
+        ids: ids of the whole sequence, its prefix included, ``first_row_id + k`` for virtual token k.
         page_size: tokens of a page.
 
     Returns:

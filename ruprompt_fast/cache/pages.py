@@ -1,4 +1,4 @@
-"""Pages of keys and values: their copies in host memory, and what is asked of whoever holds them on the device."""
+"""Pages of the KV cache: copies in host memory, and the interface of the pool on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 PageIndices: TypeAlias = "npt.NDArray[np.integer] | Sequence[int]"
-"""Pages of a pool, as whole numbers [n]."""
+"""Indices of pages in a pool, [n]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class HostPages:
 
     @property
     def num_pages(self) -> int:
-        """How many pages there are."""
+        """The number of pages."""
         return self.keys[0].shape[0]
 
     @property
@@ -38,7 +38,7 @@ class HostPages:
 
 
 class PagePool(Protocol):
-    """The pages of one model on its device; the layout is the backend's own affair.
+    """The pages of one model on its device; only the backend knows their layout.
 
     Attributes:
         page_size: tokens of a page. A *slot* is ``page * page_size + place in the page``.
@@ -80,7 +80,7 @@ class PagePool(Protocol):
         """Refuse a copy that :meth:`write_pages` could not write to that many pages.
 
         Raises:
-            TensorArgumentError: it is of another number of pages, of other layers or of another dtype.
+            TensorArgumentError: it has another number of pages, other layers or another dtype.
         """
 
 

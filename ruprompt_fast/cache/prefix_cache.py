@@ -1,4 +1,4 @@
-"""Which prefixes there are, who uses them, and what an eviction keeps of them."""
+"""The prefixes: which there are, who uses them, and their copies in host memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class PrefixPages(Protocol):
     """What the cache asks of the scheduler, which owns the prefixes' pages on the device."""
 
     def add_prefix(self, prefix_id: int, length: int, /) -> None:
-        """Make a prefix of ``length`` tokens known; it takes no pages yet."""
+        """Register a prefix of ``length`` tokens; it takes no pages yet."""
 
     def remove_prefix(self, prefix_id: int, /) -> None:
         """Forget a prefix; its pages are freed as soon as no request uses them."""
 
     def warm_prefix(self, prefix_id: int, /) -> None:
-        """Compute the prefix as soon as there is room, without a request."""
+        """Compute the KV cache of the prefix as soon as there is room, without a request."""
 
     def set_host_copy(self, prefix_id: int, present: bool, /) -> None:
         """Say whether a prefix that is not on the device can be loaded instead of computed."""
@@ -36,16 +36,16 @@ class PrefixPages(Protocol):
 
 @dataclass(eq=False)
 class PrefixEntry:
-    """The prefix of one content.
+    """One prefix, identified by its content.
 
     Attributes:
-        prefix_id: its id in the scheduler; never used again for another one.
+        prefix_id: its id in the scheduler; never used for another prefix.
         key: its content, see :func:`ruprompt_fast.cache.hashing.prefix_key`.
-        length: tokens.
-        ids: the ids that compute it, ``first_row_id + k`` for row k; none if keys and values were given.
-        rows: the prompt's rows [rows, width] that these ids mean, or None.
+        length: its number of tokens.
+        ids: its ids, ``first_row_id + k`` for virtual token k; none if its keys and values were given.
+        rows: the virtual tokens [rows, width] of these ids, or None.
         host_pages: the copy in host memory, or None.
-        pinned: whether the copy was given with the entry and stays as long as the entry does.
+        pinned: whether the copy was given with the entry, and stays as long as the entry.
         references: how many prompts and requests hold the entry.
     """
 
@@ -68,11 +68,11 @@ class PrefixCacheStats:
         host_entries: prefixes with a copy in host memory, given ones included.
         host_bytes: bytes of the copies that evictions left; at most the budget.
         pinned_host_bytes: bytes of the copies that were given, which no budget limits.
-        hits: times that a prefix was taken that was there already.
-        misses: times that a new one was made.
-        evictions: times that a prefix left the device.
-        loads: times that one came back from its host copy.
-        drops: host copies that the budget had no room for, kept before or not.
+        hits: how often an existing prefix was used.
+        misses: how often a new one was made.
+        evictions: how often a prefix left the device.
+        loads: how often one came back from its host copy.
+        drops: how many host copies the budget had no room for.
     """
 
     entries: int
@@ -89,12 +89,12 @@ class PrefixCacheStats:
 class PrefixCache:
     """One entry for every prefix content, however many prompts and requests use it.
 
-    An entry costs no pages until the scheduler computes it. When the scheduler evicts it from the device, a copy goes
-    to host memory, and what has no copy is computed again. A copy stays behind when it is loaded, so that the next
-    eviction is free; where room is needed such copies go first, then the least recently used. An entry lives as long
-    as somebody holds it: a loaded prompt, a request that is not finished.
+    An entry takes no pages until it is computed. When the scheduler evicts it from the device, a copy goes to host
+    memory; without a copy it is computed again. Loading keeps the copy, so that the next eviction is free; where room
+    is needed, the copies of loaded entries are dropped first, then the least recently used. An entry lives as long as
+    somebody holds it: a loaded prompt, or a request that has not finished.
 
-    Nothing here locks: the owner of scheduler and cache holds one lock around every call.
+    Not thread-safe: the owner of scheduler and cache makes one call at a time.
 
     Args:
         scheduler: owns the pages.
@@ -108,7 +108,7 @@ class PrefixCache:
         self._host_budget_bytes = host_budget_bytes
         self._by_key: dict[bytes, PrefixEntry] = {}
         self._by_id: dict[int, PrefixEntry] = {}
-        # Entries whose copy may be dropped: those that are on the device too, then the longest evicted.
+        # Entries whose copy may be dropped, in this order: those on the device, then those evicted the longest ago.
         self._copies: OrderedDict[int, PrefixEntry] = OrderedDict()
         self._next_id = 0
         self._host_bytes = self._pinned_host_bytes = 0
@@ -128,9 +128,9 @@ class PrefixCache:
         Args:
             key: the content, see :func:`ruprompt_fast.cache.hashing.prefix_key`.
             length: tokens of the prefix.
-            ids: the ids that compute it, as many as ``length``.
-            rows: the prompt's rows that these ids mean. Equal content may come from another tensor: use the entry's.
-            host_pages: keys and values that are given instead of computed; they are never dropped. Then no ``ids``.
+            ids: its ids, as many as ``length``.
+            rows: the virtual tokens of these ids. Equal content may come from another tensor: use the entry's.
+            host_pages: its keys and values, given instead of ``ids``; they are never dropped.
 
         Raises:
             PromptLengthError: ``length`` is not positive, or not that of the ids.
@@ -148,7 +148,7 @@ class PrefixCache:
         return entry
 
     def hold(self, entry: PrefixEntry) -> None:
-        """Hold an entry once more, for a request of a prompt that holds it.
+        """Hold an entry once more, for a request with a prompt that holds it.
 
         Raises:
             IntegrityError: nobody holds it any more.
@@ -158,7 +158,7 @@ class PrefixCache:
         self._hits += 1
 
     def release(self, entry: PrefixEntry) -> None:
-        """Give an entry back; with the last holder it leaves the scheduler and the host memory.
+        """Release an entry; after its last release it leaves the scheduler and the host memory.
 
         Raises:
             IntegrityError: nobody holds it any more.
@@ -172,7 +172,7 @@ class PrefixCache:
         self._forget_copy(entry)
 
     def warm_up(self, entry: PrefixEntry) -> None:
-        """Have the prefix computed, or loaded, before a request asks for it.
+        """Have the KV cache of the prefix computed or loaded before a request needs it.
 
         Raises:
             IntegrityError: nobody holds it any more.
@@ -192,14 +192,14 @@ class PrefixCache:
         return entry
 
     def exchange(self, evicted: Iterable[tuple[int, PageIndices]], loaded: Iterable[int]) -> None:
-        """Do what a step's plan asks for, before its pages are copied or written.
+        """Save and load prefixes as a step's plan says, before its pages are copied or written.
 
-        All evicted prefixes are saved first, then the loaded ones are written: the plan may give them the same pages.
-        Between the two the host memory may hold more than the budget, by what the step evicts.
+        All evicted prefixes are saved before the loaded ones are written: the plan may give them the same pages. In
+        between, the copies may exceed the budget by what the step evicts.
 
         Args:
             evicted: ids of prefixes that leave the device, each with the pages that still hold it.
-            loaded: ids of prefixes that are to be filled from their host copies.
+            loaded: ids of prefixes to load from their host copies.
 
         Raises:
             IntegrityError: one of them is not in the cache, or has no copy to load.
@@ -211,11 +211,11 @@ class PrefixCache:
         self._shrink()
 
     def references(self) -> dict[int, int]:
-        """How often every entry is held, by its id."""
+        """How many hold each entry, by its id."""
         return {prefix_id: entry.references for prefix_id, entry in self._by_id.items()}
 
     def stats(self) -> PrefixCacheStats:
-        """The counts. How many prefixes are on the device is the scheduler's to say."""
+        """The counts. The scheduler counts the prefixes on the device."""
         return PrefixCacheStats(
             entries=len(self._by_key),
             host_entries=sum(entry.host_pages is not None for entry in self._by_id.values()),

@@ -8,7 +8,7 @@ from ruprompt_fast.core import GenerationOutput
 from ruprompt_fast.dispatch.model_engine import ModelEngine, NoEngine
 from ruprompt_fast.engine.jobs import BeamJob, SamplingJob
 from ruprompt_fast.errors import SettingError
-from ruprompt_fast.requests.coverage import padded_only_settings
+from ruprompt_fast.requests.coverage import fallback_only_settings
 from ruprompt_fast.requests.deep_requests import check_deep
 from ruprompt_fast.requests.generation_task import GenerationTask
 
@@ -76,7 +76,7 @@ def fallback_reason(task: GenerationTask, current: ModelEngine | NoEngine, max_b
         SettingError: it has settings that only the engine knows.
         UnsupportedModelError: its prompt is deep, which only the engine serves.
     """
-    settings = padded_only_settings(task.config)
+    settings = fallback_only_settings(task.config)
     if task.num_sequences > max_batch_size:
         settings = [*settings, f"{task.num_sequences} sequences, more than max_batch_size={max_batch_size}"]
     reason = current.reason if isinstance(current, NoEngine) else ""

@@ -1,4 +1,4 @@
-"""The drop-in layer: a model's input embedding that also knows the rows of soft prompts."""
+"""The drop-in layer: a model's input embedding that also has the virtual tokens of soft prompts."""
 
 from ruprompt_fast.embedding.attachment import MARKER_ROOM, attach_prompts, detach_prompts, original_embedding
 from ruprompt_fast.embedding.layer import PromptSlot, SplicedEmbedding, note_update

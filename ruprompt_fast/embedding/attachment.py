@@ -1,4 +1,4 @@
-"""Putting the layer in place of a model's input embedding, and taking it away again."""
+"""Replacing a model's input embedding by the layer, and putting the original back."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def original_embedding(model: PreTrainedModel) -> nn.Module:
 def attach_prompts(
     model: PreTrainedModel, slots: Sequence[PromptSlot], min_first_prompt_id: int = 0
 ) -> SplicedEmbedding:
-    """Replace the model's input embedding by one that knows the slots' prompts.
+    """Replace the model's input embedding by one that has the slots' prompts.
 
-    A model that is already patched is restored first. Nothing changes if a slot does not fit. The model's own
-    ``save_pretrained`` goes on writing the base model only.
+    A model that is already patched is restored first. If a slot does not fit, nothing changes. The model's own
+    ``save_pretrained`` still writes the base model only.
 
     Args:
         model: any transformers model with one token table; encoder-decoder models too.
-        slots: the prompts, in the order of their rows.
+        slots: the prompts, in the order of their virtual tokens.
         min_first_prompt_id: an id above every marker; ``len(tokenizer)`` after the markers are added.
 
     Raises:
@@ -43,7 +43,7 @@ def attach_prompts(
     """
     original = original_embedding(model)
     table_size = getattr(getattr(original, "weight", None), "shape", (0,))[0]
-    # The room lets prompts with new markers join a live embedding without renumbering the rows.
+    # The room lets prompts with new markers join an attached embedding without new ids for the others.
     embedding = SplicedEmbedding(original, max(table_size, min_first_prompt_id) + MARKER_ROOM, slots)
     detach_prompts(model)
     places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
@@ -79,13 +79,13 @@ def _with_tokens(model: PreTrainedModel) -> list[Any]:
 
 
 def _refuse_resize(*args: Any, **kwargs: Any) -> None:
-    """What a model with prompts has for a ``resize_token_embeddings``: its rows' ids begin where its table ends.
+    """The ``resize_token_embeddings`` of a model with prompts, whose virtual tokens have the ids after its table's.
 
     Raises:
         UnsupportedModelError: always.
     """
     raise UnsupportedModelError(
-        "resize_token_embeddings cannot change a model while prompts are attached: the ids of their rows follow the "
-        "token table. Call detach() of the Prompt, MultiPrompt or FastPromptModel that holds it, resize the model, and "
-        "attach again."
+        "resize_token_embeddings cannot change a model while prompts are attached: the ids of their virtual "
+        "tokens follow the token table's. Call detach() of the Prompt, MultiPrompt or FastPromptModel that holds it, "
+        "resize the model, and attach again."
     )

@@ -1,4 +1,4 @@
-"""The embedding layer that also knows the rows of soft prompts."""
+"""The embedding layer that also has the virtual tokens (rows) of soft prompts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from ruprompt_fast.precision import PreciseModules, widen, without_autocast
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The embedding whose rows a call brings, and these rows; every thread has its own.
+# The embedding that a call brings rows for, and these rows; every thread has its own.
 _CALL_ROWS: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("call_rows", default=None)
 
 
 @dataclass(frozen=True)
 class PromptSlot:
-    """One prompt in an embedding: who makes its rows, how many, and the token that marks them in text.
+    """One prompt in an embedding: the provider of its virtual tokens, their number, and the token that marks them.
 
     Attributes:
         provider: a module that returns the rows, [num_rows, width].
-        num_rows: the number of rows.
-        marker_id: the id whose k-th occurrence in a sequence stands for row k; None if ids name the rows directly.
+        num_rows: the number of virtual tokens.
+        marker_id: the id whose k-th occurrence in a sequence is virtual token k; None if ids name the virtual tokens
+            directly.
     """
 
     provider: nn.Module
@@ -40,14 +41,14 @@ class PromptSlot:
 
 @dataclass(frozen=True)
 class Attachment:
-    """Where an embedding stands: the model, and (parent, name, child) for every child module that it replaced."""
+    """Where an embedding is attached: the model, and (parent, name, child) for every child module that it replaced."""
 
     model: PreTrainedModel
     replaced: list[tuple[nn.Module, str, nn.Module | None]]
 
 
 class SplicedEmbedding(nn.Module):
-    """Looks up token ids in the original embedding and prompt ids in the rows of soft prompts.
+    """Looks up token ids in the original embedding and prompt ids in the virtual tokens of soft prompts.
 
     Semantics, for ids [..., sequence]::
 
@@ -55,18 +56,19 @@ class SplicedEmbedding(nn.Module):
         rows = torch.cat([slot.provider() for slot in slots])
         out = torch.where(ids < first_prompt_id, original(ids), rows[ids - first_prompt_id])
 
-    A row stands for the *output* of the original embedding: modules that scale what they look up (Gemma) scale tokens
-    only. The layer owns the original's ``weight`` under the same name, so a model's ``state_dict``, tied output layer
-    and ``tie_weights()`` see no difference; the providers are submodules of ``prompt_providers`` and train as usual, in
-    float32 whatever the model's dtype is or becomes.
+    A virtual token replaces the *output* of the original embedding: modules that scale what they look up (Gemma) scale
+    tokens only. The layer owns the original's ``weight`` under the same name, so a model's ``state_dict``, tied output
+    layer and ``tie_weights()`` see no difference; the providers are submodules of ``prompt_providers`` and train as
+    usual, in float32 whatever the model's dtype is or becomes.
 
     Args:
-        original: the embedding module that is replaced; kept, and given back by :func:`detach_prompts`.
-        first_prompt_id: the id of the first row; above every token id and marker. None takes the table's size.
-        slots: the prompts, in the order of their rows.
+        original: the embedding module to replace; kept, and given back by :func:`detach_prompts`.
+        first_prompt_id: the id of the first virtual token, above every token id and marker; defaults to the table's
+            size.
+        slots: the prompts, in the order of their virtual tokens.
 
     Raises:
-        UnsupportedModelError: ``original`` has no two-dimensional ``weight``, or modules inside.
+        UnsupportedModelError: ``original`` has no two-dimensional ``weight``, or has submodules.
         PromptMismatchError: a provider's rows have another shape than its slot or the embedding says.
     """
 
@@ -82,8 +84,8 @@ class SplicedEmbedding(nn.Module):
                 f"the input embedding must have a weight of [tokens, width]; found {type(original).__name__}. "
                 "Soft prompts need a model that embeds its tokens with one table."
             )
-        # Whoever switches or merges an adapter looks for it among the model's modules, where the original is not.
-        # PEFT's adapters, and those made in their way, hold what they wrap as `base_layer`.
+        # Code that switches or merges an adapter looks among the model's modules, where the original is not.
+        # PEFT's adapters, and those like them, hold what they wrap as `base_layer`.
         if hasattr(original, "base_layer"):
             raise UnsupportedModelError(
                 f"the input embedding must be a table without an adapter; found {type(original).__name__}. Merge it "
@@ -97,8 +99,8 @@ class SplicedEmbedding(nn.Module):
         self._prompt_starts: list[int] = []
         self._markers: tuple[list[int], list[int], list[int]] = ([], [], [])
         self._rows_cache: tuple[tuple[Any, ...], Tensor] | None = None
-        self.is_served = False  # whether an engine runs the model, with layers of its own
-        # Not registered as a submodule (hence the tuple): its weight would appear twice in the state dict.
+        self.is_served = False  # whether an engine runs the model with its own layers
+        # In a tuple, so that it is no submodule: its weight would be in the state dict twice.
         self._original = (original,)
         self.training = original.training
         self._attachment: Attachment | None = None
@@ -107,7 +109,7 @@ class SplicedEmbedding(nn.Module):
 
     @property
     def original(self) -> nn.Module:
-        """The module that this one stands for, sharing its weight."""
+        """The module that this one replaces, sharing its weight."""
         module = self._original[0]
         if module.weight is not self.weight:  # replaced by tie_weights() or a conversion
             module.weight = self.weight
@@ -115,10 +117,10 @@ class SplicedEmbedding(nn.Module):
 
     @property
     def first_row_id(self) -> int:
-        """The id of a prompt's row 0 in a request; ``first_prompt_id``, the one below it, is kept for padding.
+        """The id of a prompt's virtual token 0 in a request; ``first_prompt_id``, the id before it, is for padding.
 
-        The rows of a call (:meth:`rows_for_call`) begin at ``first_prompt_id``, so whoever makes their table gives it a
-        row for padding or moves the ids down. The slots' rows, which train, have no padding among them.
+        The rows of a call (:meth:`rows_for_call`) begin at ``first_prompt_id``, so their table has a row for padding or
+        its ids are moved down. The slots' rows, which train, have no padding.
         """
         return self.first_prompt_id + 1
 
@@ -138,7 +140,7 @@ class SplicedEmbedding(nn.Module):
         return cast("int | None", getattr(self._original[0], "padding_idx", None))
 
     def add_slot(self, slot: PromptSlot) -> range:
-        """Add one prompt behind the others, with its numbers in float32; returns the ids of its rows."""
+        """Add one prompt after the others, with its parameters in float32; returns the ids of its virtual tokens."""
         with torch.no_grad():
             shape = tuple(slot.provider().shape)
         if len(shape) != 2 or shape[0] != slot.num_rows or shape[1] != self.row_width:
@@ -167,7 +169,7 @@ class SplicedEmbedding(nn.Module):
         return range(start, start + slot.num_rows)
 
     def add_deep_provider(self, provider: nn.Module) -> None:
-        """Have a provider of keys and values train with the model; the embedding itself does not use it."""
+        """Let a provider of keys and values train with the model; the embedding itself does not use it."""
         provider.train(self.training)
         widen(provider)
         self.deep_prompt_providers.append(provider)
@@ -175,15 +177,15 @@ class SplicedEmbedding(nn.Module):
             hide_from_save(self._attachment.model)
 
     def prompt_ids(self, slot_index: int) -> range:
-        """The ids of a slot's rows."""
+        """The ids of a slot's virtual tokens."""
         start = self._prompt_starts[slot_index]
         return range(start, start + self.slots[slot_index].num_rows)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Embed ids [..., sequence] of tokens, markers and prompt rows as [..., sequence, width].
+        """Embed ids [..., sequence] of tokens, markers and virtual tokens as [..., sequence, width].
 
         Raises:
-            MarkerCountError: a sequence holds another number of markers than the prompt has rows.
+            MarkerCountError: a sequence has another number of markers than the prompt has virtual tokens.
             TokenIdError: an id is in neither table.
         """
         if self._markers[0] and self._call_rows() is None:
@@ -196,8 +198,8 @@ class SplicedEmbedding(nn.Module):
     def prompt_rows(self) -> Tensor:
         """All rows, [num_rows, width], in the embedding's dtype; kept between calls while nothing trains.
 
-        Without the cache a decoding step would run an LSTM provider anew for every token. A change of a parameter is
-        noticed by its version, which every operation on it raises, but one on its ``.data`` does not.
+        Without the cache every decoding step would run an LSTM provider again. A changed parameter is noticed by its
+        version, which operations in place raise, except those on its ``.data``.
         """
         if (given := self._call_rows()) is not None:
             return given
@@ -212,9 +214,9 @@ class SplicedEmbedding(nn.Module):
 
     @contextmanager
     def rows_for_call(self, rows: Tensor) -> Iterator[None]:
-        """Within the block, on this thread, ids from ``first_prompt_id`` on stand for these rows [rows, width].
+        """Within the block, on this thread, ids from ``first_prompt_id`` on name these rows [rows, width].
 
-        They take the place of the slots' rows. Other threads that run the model keep their own.
+        They replace the slots' rows. Other threads that run the model keep their own.
         """
         token = _CALL_ROWS.set((self, rows))
         try:
@@ -251,7 +253,7 @@ class SplicedEmbedding(nn.Module):
 
     @property
     def row_width(self) -> int:
-        """Width of what the embedding puts out, and so of a prompt row."""
+        """Width of the embedding's output, and so of a virtual token."""
         return cast(int, getattr(self._original[0], "embedding_dim", self.weight.shape[1]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplicedEmbedding:
@@ -271,10 +273,10 @@ class SplicedEmbedding(nn.Module):
 
 
 def note_update(parameters: Iterable[nn.Parameter]) -> None:
-    """Say that an optimizer has changed these parameters.
+    """Note that an optimizer has changed these parameters.
 
-    Rows are kept between calls as long as no parameter's version changes, and torch's fused optimizers, which are
-    transformers' default, change parameters without that.
+    Rows are kept between calls as long as no parameter's version changes. Torch's fused optimizers, transformers'
+    default, change parameters without changing the version.
     """
     for parameter in parameters:
         torch.autograd.graph.increment_version(parameter)

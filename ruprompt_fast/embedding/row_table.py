@@ -1,4 +1,4 @@
-"""The prompt rows that one batch reads, each prompt's once."""
+"""The virtual tokens that one batch reads, each prompt's once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class RowTable:
-    """Lays the rows of a batch's prompts one after another, and makes ids of it from those of requests.
+    """Puts the virtual tokens of a batch's prompts into one table, and turns ids of requests into ids of the table.
 
-    In a request, row k of its prompt has the id ``first_row_id + k``; in the batch, row k of the table has the id
-    ``first_prompt_id + k`` that :func:`~ruprompt_fast.ops.splice` reads.
+    In a request, virtual token k of its prompt has the id ``first_row_id + k``; in the batch, row k of the table has
+    the id ``first_prompt_id + k`` that :func:`~ruprompt_fast.ops.splice` reads.
 
     Args:
         embedding: the model's input embedding.
@@ -32,7 +32,7 @@ class RowTable:
         self._num_rows = len(self._parts)
 
     def place(self, ids: npt.NDArray[np.int64], rows: Tensor | None) -> npt.NDArray[np.int64]:
-        """A request's ids as they read in this table; its prompt's rows [num_rows, width] join it."""
+        """A request's ids in terms of this table; its prompt's rows [num_rows, width] are added to it."""
         if rows is None or not (is_row := ids >= self._embedding.first_row_id).any():
             return ids
         if id(rows) not in self._starts:

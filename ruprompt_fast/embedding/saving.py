@@ -1,4 +1,4 @@
-"""What a model with prompts writes to its files: the base model only, unless the providers are asked for."""
+"""What a model with prompts writes to its files: the base model only, or the providers too on request."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROVIDERS_KEY = "prompt_providers."
-"""What the names of the providers' parameters have in common, in a model's ``named_parameters()``."""
+"""Part of the names of all providers' parameters in a model's ``named_parameters()``."""
 
 
 def hide_from_save(model: PreTrainedModel, hidden: bool = True) -> None:
     """Have ``save_pretrained`` of the model and its parts leave out the providers' parameters, or write them again.
 
-    Written are they under one name each: transformers knows which names of its own share a tensor, but not that
-    an encoder-decoder's two embeddings share their providers.
+    Each is written under one name only: transformers does not know that an encoder-decoder's two embeddings share their
+    providers.
     """
     part: Any
     for part in model.modules():

@@ -1,4 +1,4 @@
-"""What surrounds one call of transformers' generate on the padded path."""
+"""What one call of transformers' generate needs around it: checks, settings, wider logits, errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-# Settings whose processors look up scores by the ids of the input, where prompt rows and padding need columns; and the
-# values with which they do not.
+# Settings whose processors look up scores by the ids of the input, so that virtual tokens and padding need columns; and
+# the values that turn them off.
 _READS_INPUT_IDS: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1),
     "encoder_repetition_penalty": (None, 1),
@@ -36,33 +36,33 @@ _READS_INPUT_IDS: dict[str, tuple[Any, ...]] = {
 
 
 def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
-    """Refuse a model whose prompts are gone.
+    """Refuse a model that has lost its prompts.
 
     Raises:
         DetachedModelError: the model has another input embedding now.
-        UnsupportedModelError: it was compiled in place, and compiled code does not see the rows that a call brings.
+        UnsupportedModelError: it was compiled in place, and compiled code does not see the virtual tokens of a call.
     """
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise UnsupportedModelError(
-            "the model was compiled by model.compile(), which serving cannot use. Load it plain."
+            "the model was compiled by model.compile(), which serving cannot use. Load it without compiling it."
         )
     if model.get_input_embeddings() is not embedding:
         raise DetachedModelError(
-            "the model's input embedding is not this FastPromptModel's any more: it was detached, or another "
-            "prompt was attached. Make a new FastPromptModel, and attach nothing else to a model it serves."
+            "the model's input embedding is no longer this FastPromptModel's: it was detached, or another "
+            "prompt was attached. Make a new FastPromptModel, and attach nothing else to the model that it serves."
         )
 
 
 class WideLogits:
-    """Gives logits as many columns as a batch has ids, so that processors can look up prompt rows and padding.
+    """Gives logits as many columns as a batch has ids, so that processors can look up virtual tokens and padding.
 
     The columns hold the smallest finite number: with minus infinity, guidance would subtract infinities.
 
     Args:
-        num_columns: how many there are to be.
+        num_columns: how many columns the logits get.
 
     Attributes:
-        num_tokens: how many the model's own logits have, once it has run.
+        num_tokens: how many columns the model's own logits have, once it has run.
     """
 
     def __init__(self, num_columns: int) -> None:
@@ -83,7 +83,7 @@ def with_settings(model: PreTrainedModel, settings: GenerationConfig, wide: Wide
 
     Args:
         model: the model, which is not changed.
-        settings: what the copy has as its ``generation_config``.
+        settings: the copy's ``generation_config``.
         wide: widens the copy's logits.
     """
     view: Any = object.__new__(type(model))
@@ -100,7 +100,7 @@ def reads_input_ids(config: GenerationConfig) -> bool:
 
 
 def generate_error(error: Exception) -> RupromptError:
-    """What the caller is told where transformers' generate raises ``error``."""
+    """The error for the caller where transformers' generate raises ``error``."""
     found = described(error)
     if isinstance(error, (ArithmeticError, MemoryError, OSError, RuntimeError)) and not isinstance(
         error, (NotImplementedError, OverflowError)

@@ -1,4 +1,4 @@
-"""Which requests the padded path runs together, and the batch that they make."""
+"""Which requests the transformers fallback runs together, and the batch that they make."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Togetherness: TypeAlias = Literal["any", "equal lengths", "alone"]
 def assemble(
     batch: Sequence[Request], embedding: SplicedEmbedding, *, pad_right: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch's ids and attention mask [batch, longest], and its table of rows [1 + rows, width].
+    """A batch's ids and attention mask [batch, longest], and its table of virtual tokens [1 + rows, width].
 
-    Row 0 is padding. An encoder reads positions from the left, so its inputs are padded on the right; a decoder goes on
-    at its input's end, so that has to stand at the batch's.
+    Row 0 is padding. An encoder counts positions from the left, so its inputs are padded on the right. A decoder
+    continues its input, so all inputs must end where the batch does.
 
     Args:
         batch: the requests.
         embedding: the model's input embedding.
-        pad_right: whether padding stands behind the inputs.
+        pad_right: whether padding comes after the inputs.
     """
     table = RowTable(embedding, has_padding=True)
     ids = [table.place(np.asarray(item.input_ids, dtype=np.int64), item.prompt_rows) for item in batch]
@@ -48,7 +48,7 @@ def assemble(
 
 
 def task_batches(tasks: Sequence[GenerationTask], together: Togetherness, max_batch_size: int) -> Iterator[list[int]]:
-    """Indices of tasks with the same settings, of like lengths, at most ``max_batch_size`` sequences together."""
+    """Batches of tasks with equal settings and similar lengths, as indices; ``max_batch_size`` sequences at most."""
     keys = {id(task.config): repr(sorted(task.config.to_dict().items())) for task in tasks}
     groups: dict[tuple[str, NewTokens], list[int]] = {}
     for index, task in enumerate(tasks):
@@ -63,7 +63,7 @@ def task_batches(tasks: Sequence[GenerationTask], together: Togetherness, max_ba
 
 
 def request_batches(requests: Sequence[Request], together: Togetherness, size: int) -> Iterator[list[int]]:
-    """Indices of requests, the shortest first, in batches of at most ``size`` that may run together."""
+    """Batches of at most ``size`` requests that may run together, as indices; the shortest requests first."""
     lengths = [len(request.input_ids) for request in requests]
     ordered = sorted(range(len(requests)), key=lengths.__getitem__)
     size = 1 if together == "alone" else size

@@ -1,4 +1,4 @@
-"""The padded path: transformers' own ``generate`` on a padded batch of requests with mixed prompts."""
+"""The transformers fallback: transformers' own ``generate`` on a padded batch of requests with mixed prompts."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ if TYPE_CHECKING:
     from ruprompt_fast.embedding import SplicedEmbedding
 
 _MAX_CALLS_AT_ONCE = 4
-"""Batches on this path that take turns with each other; each has its own keys and values, so memory grows with them."""
+"""Maximum number of batches that take turns here; each has its own KV cache, so memory grows with their number."""
 
 
 class PaddedGenerator:
-    """Runs requests through ``model.generate``, padded, each with the rows of its own prompt.
+    """Runs padded batches through ``model.generate``, each request with the virtual tokens of its own prompt.
 
-    A batch gets a table of its own: row 0 is padding, then the rows of the prompts it uses. A request therefore reads
-    the same ids wherever it stands, and what it generates (greedy, float32) does not depend on its neighbours. A model
-    that computes padded sequences as something else gets inputs of one length together, and one whose numbers depend on
-    the whole batch a single request at a time; the model is asked which it is before the first batch.
+    A batch has its own table: row 0 is padding, then come the virtual tokens of the prompts that it uses. What a
+    request generates (greedy, float32) does not depend on its neighbours. A model for which padding changes the numbers
+    gets inputs of one length together; one whose numbers depend on the whole batch gets a single request at a time. A
+    check before the first batch tells which kind the model is.
 
-    Every call runs on a thread of its own, which no signal reaches, and gives way to others between two tokens.
+    Every call runs on its own thread, which no signal reaches, and lets other threads use the model between two tokens.
 
     Args:
         model: the frozen model, with ``embedding`` attached.
         tokenizer: its tokenizer.
         embedding: the model's input embedding.
-        max_batch_size: requests that run together at most.
-        turn: the lock over the model.
-        guard: gives a function that raises as soon as the model is not any more what it is now.
+        max_batch_size: maximum number of sequences of a batch.
+        engine_lock: held while the model is used.
+        guard: returns a function that raises once the model has changed.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PaddedGenerator:
         tokenizer: PreTrainedTokenizerBase,
         embedding: SplicedEmbedding,
         max_batch_size: int,
-        turn: FairLock,
+        engine_lock: FairLock,
         guard: Callable[[], Callable[[], None]],
     ) -> None:
         self._model = model
@@ -79,7 +79,7 @@ class PaddedGenerator:
         self._embedding = embedding
         self._max_batch_size = max_batch_size
         self._known_togetherness: tuple[torch.dtype, Togetherness] | None = None
-        self._turn = turn
+        self._engine_lock = engine_lock
         self._guard = guard
         self._slots = FairLock(_MAX_CALLS_AT_ONCE)
         self._decoder_start = model.generation_config.decoder_start_token_id
@@ -92,7 +92,7 @@ class PaddedGenerator:
 
         Args:
             tasks: requests and settings.
-            progress: is told how many tasks are done.
+            progress: called with the number of finished tasks.
 
         Raises:
             SettingError: transformers cannot do what is asked.
@@ -120,7 +120,7 @@ class PaddedGenerator:
         return results
 
     def continuation_logits(self, requests: Sequence[Request], continuation: Sequence[int]) -> Tensor:
-        """Logits behind each request and behind each token of a continuation.
+        """Logits after each request and after each token of a continuation.
 
         Returns:
             [requests, len(continuation) + 1, vocabulary], float32.
@@ -193,14 +193,14 @@ class PaddedGenerator:
         return cast(Tensor, logits[:, -(len(continuation) + 1) :].float())
 
     def _read_before(self, request: Request) -> list[int]:
-        """What a request's new tokens go on with; a decoder of its own begins a text."""
+        """The ids that a request's new tokens continue; none for an encoder-decoder, whose decoder begins a text."""
         return [] if self._model.config.is_encoder_decoder else request.input_ids
 
     def _assemble(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
         return assemble(batch, self._embedding, pad_right=self._model.config.is_encoder_decoder)
 
     def _togetherness(self, requests: Sequence[Request]) -> Togetherness:
-        """Which of these may share a batch; the model is asked once, and again if it has been converted."""
+        """Which requests may share a batch; checked once, and again after the model was converted."""
         dtype = self._embedding.weight.dtype
         if len(requests) == 1:
             return "any"
@@ -210,7 +210,7 @@ class PaddedGenerator:
         return self._known_togetherness[1]
 
     def _first_logits(self, batch: Sequence[Request]) -> Tensor:
-        """Logits of the first new tokens, [batch, steps, vocabulary], whatever the model would choose."""
+        """Logits of the first steps, [batch, steps, vocabulary]; every new token is id 0."""
         input_ids, mask, rows = self._assemble(batch)
         settings = first_logits_settings(self._model)
         with self._embedding.rows_for_call(rows):
@@ -262,13 +262,13 @@ class PaddedGenerator:
         apart: Apart[Any],
         streamer: BaseStreamer | None,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """The new tokens of every sequence and what pads them, and their log-probabilities where they are asked for."""
+        """The new tokens of every sequence, with padding, and their log-probabilities on request."""
         input_ids, mask, rows = self._assemble(batch)
-        stop.is_behind_input = not self._model.config.is_encoder_decoder
-        stop.new_start = input_ids.shape[1] if stop.is_behind_input else 1
+        stop.continues_input = not self._model.config.is_encoder_decoder
+        stop.new_start = input_ids.shape[1] if stop.continues_input else 1
         wide = WideLogits(self._embedding.first_prompt_id + rows.shape[0]) if reads_input_ids(settings) else None
         model: Any = with_settings(self._model, settings, wide)
-        between = BetweenTokens(self._turn, apart, self._guard())
+        between = BetweenTokens(self._engine_lock, apart, self._guard())
         noise = RequestNoise(seeds, input_ids.device, wide) if settings.do_sample else nullcontext()
         with self._embedding.rows_for_call(rows), noise:
             result = model.generate(
@@ -283,13 +283,13 @@ class PaddedGenerator:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """On a model that still has its prompts, without gradients, in turn with others.
+        """Holds the engine lock, without gradients, on a model that still has its prompts.
 
         Raises:
             DetachedModelError: the model has lost its prompts.
-            SettingError, EngineStepError: transformers raised something.
+            SettingError, EngineStepError: transformers raised an error.
         """
-        with self._slots, self._turn, torch.inference_mode():
+        with self._slots, self._engine_lock, torch.inference_mode():
             check_attached(self._model, self._embedding)
             try:
                 yield

@@ -1,4 +1,4 @@
-"""From the tokens that transformers' generate gives to outputs: where they end, why, and their text."""
+"""Makes outputs of the tokens that transformers' generate returns: where they end, why, and their text."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def make_output(
     """One output, cut off where its own text ends.
 
     Args:
-        token_ids: its new tokens, and what stands behind them because the rest of the batch went on.
-        logprobs: theirs, or None.
-        prompt_name: of its request.
-        settings: of its batch.
+        token_ids: its new tokens, and what follows them because the rest of the batch went on.
+        logprobs: their log-probabilities, or None.
+        prompt_name: the prompt of its request.
+        settings: the settings of its batch.
         stop: its stop strings.
-        text_of: the text of tokens behind its input.
+        text_of: decodes tokens after its input.
         cut_strings: the stop strings that are left out of its text.
     """
     eos = settings.eos_token_id
@@ -41,7 +41,7 @@ def make_output(
     end = next((index + 1 for index, token in enumerate(token_ids) if token in stops), len(token_ids))
     kept = token_ids[:end]
     stopped = stop.contained_in(text_of(kept))
-    if stopped:  # what stands behind is padding, or went on while the rest of the batch did
+    if stopped:  # what follows is padding, or was generated while the rest of the batch went on
         kept = kept[: bisect_left(range(end), True, key=lambda index: stop.contained_in(text_of(kept[:index])))]
     text = without_stop(text_of(kept), cut_strings)
     if stopped or (kept and kept[-1] in stops):

@@ -1,4 +1,4 @@
-"""Whether a model computes a sequence of a padded batch as it does alone; asked of the model itself."""
+"""Checks whether a model computes a sequence of a padded batch as it computes it alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _LENGTHS = (5, 11)
 _NUM_STEPS = 3
-# How far logits may lie from those of the sequence alone, in the Frobenius norm: a position too many, or padding that
-# is read, is off by far more.
+# How much logits may differ from those of the sequence alone, in the Frobenius norm. A wrong position, or padding that
+# is read, changes them far more.
 _RELATIVE_ERROR = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 Run = Callable[[Sequence[Request]], Tensor]
@@ -28,13 +28,13 @@ Run = Callable[[Sequence[Request]], Tensor]
 def togetherness(model: PreTrainedModel, run: Run) -> Togetherness:
     """Which requests may share a batch.
 
-    Many models take padding for text: those whose positions count it (learned positions without a mask, BART's decoder
-    alone), recurrent ones, which read it. What a config says of batches is believed; the rest shows in two short
-    sequences, padded, beside each of them alone.
+    Many models treat padding as text: models whose positions count it (learned positions without a mask, BART's decoder
+    alone), and recurrent models, which read it. Some configs say that a model depends on its batch. For the others, two
+    short sequences run padded, and their logits are compared with those of one of them alone.
 
     Args:
         model: the model; its config and dtype.
-        run: runs requests as the padded path does.
+        run: runs requests as the transformers fallback does.
     """
     if batch_dependence(model):
         return "alone"
@@ -49,7 +49,7 @@ def togetherness(model: PreTrainedModel, run: Run) -> Togetherness:
 
 
 def first_logits_settings(model: PreTrainedModel) -> GenerationConfig:
-    """What ``generate`` takes to give the logits of a few steps, the first without its cache and the others with it."""
+    """Settings with which ``generate`` returns the logits of a few steps, the later ones with a KV cache."""
     from transformers import GenerationConfig
 
     own = model.generation_config

@@ -1,4 +1,4 @@
-"""Random numbers of the padded path: every request has a generator of its own."""
+"""Random numbers of the transformers fallback: every request has its own generator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ruprompt_fast.fallback.call_context import WideLogits
 
-# What draws, besides `multinomial`, and takes a generator.
+# Functions besides `multinomial` that draw random numbers and take a generator.
 _DRAWS = frozenset(
     {
         *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.normal, torch.poisson),
@@ -19,7 +19,7 @@ _DRAWS = frozenset(
         *(Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_),
     }
 )
-# What takes none, and the function of the same numbers that does.
+# Functions that take none, and the function of the same numbers that does.
 _LIKE = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
 
 
@@ -28,13 +28,13 @@ class RequestNoise(TorchFunctionMode):
 
     Torch's own generator belongs to the process: other threads draw from it, and requests of one batch would shift each
     other's numbers. Tokens are drawn as ``multinomial(probs)`` with probs [requests * k, n]; the k rows of a request
-    stand together. Candidates, which generate looks up for one request at a time, are accepted by other draws: they
-    take the first request's generator.
+    follow each other. Prompt look-up, which runs one request at a time, accepts candidates with other draws: they use
+    the first request's generator.
 
     Args:
         seeds: one for each request of the batch.
         device: where the probabilities are.
-        wide: what has widened the logits. How far depends on the whole batch, so its columns get no random numbers.
+        wide: what has widened the logits. Its columns depend on the whole batch, so they get no random numbers.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device, wide: WideLogits | None) -> None:

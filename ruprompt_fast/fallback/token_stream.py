@@ -1,4 +1,4 @@
-"""What transformers' generate hands its tokens to, and what it asks between two of them."""
+"""What transformers' generate sends its tokens to, and what it calls between two tokens."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class TokenSender(BaseStreamer):
 
 
 class BetweenTokens(StoppingCriteria):
-    """Lets others use the model between two tokens, and ends the generation when nobody reads it any more.
+    """Lets others use the model between two tokens, and ends the generation when its reader has gone.
 
     Args:
-        turn: the lock over the model, held by the thread that generates.
+        engine_lock: held by the thread that generates.
         apart: the work that generates.
         check: raises if the model cannot go on.
     """
 
-    def __init__(self, turn: FairLock, apart: Apart[Any], check: Callable[[], None]) -> None:
-        self._turn = turn
+    def __init__(self, engine_lock: FairLock, apart: Apart[Any], check: Callable[[], None]) -> None:
+        self._engine_lock = engine_lock
         self._apart = apart
         self._check = check
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each sequence [batch, length] is to end, as bool [batch]."""
-        self._turn.give_way()
+        self._engine_lock.give_way()
         self._check()
         return torch.full((input_ids.shape[0],), self._apart.is_closed, device=input_ids.device)

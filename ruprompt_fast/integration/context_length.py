@@ -1,4 +1,4 @@
-"""A model's context, and what fits into it."""
+"""A model's context length, and what fits into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 UNBOUNDED_CONTEXT = 1 << 15
-"""Positions that a request may take where the model sets no limit: every request must come to an end."""
+"""Positions of a request where the model sets no limit: every request must end."""
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -28,11 +28,11 @@ def check_fits(model_config: PretrainedConfig, input_len: int, num_new: int, ind
     limit = context_length(model_config) or UNBOUNDED_CONTEXT
     if input_len > limit:
         raise ContextLengthError(
-            f"input {index} has {input_len} tokens, prompt rows included; the model's context is {limit}. Shorten the "
-            f"input by {input_len - limit} tokens."
+            f"input {index} has {input_len} tokens, virtual tokens included; the model's context is {limit}. Shorten "
+            f"the input by {input_len - limit} tokens."
         )
     if input_len + num_new > limit:
         raise ContextLengthError(
-            f"input {index} has {input_len} tokens, prompt rows included, and asks for {num_new} new ones; the model's "
-            f"context is {limit}. Shorten the input, or ask for at most {limit - input_len} new tokens."
+            f"input {index} has {input_len} tokens, virtual tokens included, and asks for {num_new} new ones; the "
+            f"model's context is {limit}. Shorten the input, or ask for at most {limit - input_len} new tokens."
         )

@@ -1,1 +1,1 @@
-"""From a call's arguments to requests, with their prompts and settings; from tokens to text."""
+"""Turns a call's arguments into requests with prompts and settings, and tokens into text."""

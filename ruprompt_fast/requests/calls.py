@@ -1,4 +1,4 @@
-"""From a call's arguments to its requests and tasks: everything is checked before anything runs."""
+"""Turns a call's arguments into requests and tasks. Everything is checked before anything runs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _EXTRAS = tuple(field.name for field in fields(ExtraSettings))
 
 
 def split_extras(arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The names in ``ExtraSettings``, in their order, and the fields of ``GenerationConfig`` among a call's keywords.
+    """Split a call's keywords into those of ``ExtraSettings``, in their order, and those of ``GenerationConfig``.
 
     Args:
-        arguments: the keywords; an extra setting that is not there has its default.
+        arguments: the keywords; a missing extra setting gets its default.
     """
     extras = [arguments.get(name, getattr(ExtraSettings, name)) for name in _EXTRAS]
     return extras, {name: value for name, value in arguments.items() if name not in _EXTRAS}
@@ -43,7 +43,7 @@ class CallReader:
         tokenizer: the model's.
         embedding: says which ids are tokens and which are rows.
         settings: the model's own settings for generation.
-        max_batch_size: sequences that run together at most.
+        max_batch_size: maximum number of concurrent sequences.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class CallReader:
 
         Raises:
             EmptyInputError, BatchMismatchError, UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError,
-                ContextLengthError, TokenIdError: one is wrong.
-            EngineStepError: the program ends.
+                ContextLengthError, TokenIdError: an input or a prompt's name is wrong.
+            EngineStepError: the program is ending.
         """
         check_program()
         batch = as_batch(inputs)
@@ -96,8 +96,8 @@ class CallReader:
         Args:
             inputs: as in :meth:`requests`.
             prompt: as in :meth:`requests`.
-            generation_config: one for all inputs or one for each; None takes the model's own.
-            extras: what ``generate`` takes of the names in ``ExtraSettings``, in their order, each for all inputs or
+            generation_config: one for all inputs or one for each; defaults to the model's own.
+            extras: the settings of ``ExtraSettings``, in their order; each has one value for all inputs or a list with
                 one for each.
             keywords: fields of ``GenerationConfig`` that override it.
 
@@ -135,8 +135,8 @@ class CallReader:
         first, *others = self.tasks([input], prompt, generation_config, extras, keywords)
         if first.request.ensemble is not None:
             raise SettingError(
-                f"a stream gives one text as it is written, and the ensemble {shown(first.request.ensemble)} chooses "
-                f"among the whole texts of its {1 + len(others)} members. Call generate(), or give the member that is "
-                "to be streamed a name of its own with add_prompt()."
+                f"a stream gives one text while it is generated, but the ensemble {shown(first.request.ensemble)} "
+                f"chooses among the whole texts of its {1 + len(others)} members. Call generate(), or add the member "
+                "that you want to stream under a name of its own with add_prompt()."
             )
         return first

@@ -1,4 +1,4 @@
-"""Which settings of transformers' ``GenerationConfig`` this engine leaves to transformers' own ``generate``."""
+"""Which settings of transformers' ``GenerationConfig`` the engine leaves to the transformers fallback."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WITHOUT_EFFECT = {
     "disable_compile": "speed only",
     "continuous_batching_config": "of transformers' own batching",
     "return_dict_in_generate": "the form of transformers' results",
-    "transformers_version": "who wrote the file",
+    "transformers_version": "the version that wrote the file",
 }
 """Settings that cannot change what is generated here, and why."""
 
@@ -54,21 +54,21 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "output_logits": (False,),
     "is_assistant": (False,),
     "use_mtp": (False,),
-    # What generate fills in by itself; without an assistant or a prompt look-up nothing reads them.
+    # generate fills these in by itself; only an assistant or a prompt look-up reads them.
     "num_assistant_tokens": (20,),
     "num_assistant_tokens_schedule": ("constant",),
     "assistant_confidence_threshold": (0.4,),
     "assistant_lookbehind": (10,),
     "target_lookbehind": (10,),
 }
-"""Values of other settings that ask for nothing, besides None and what a fresh ``GenerationConfig`` has."""
+"""Neutral values of other settings, besides None and the defaults of ``GenerationConfig``."""
 
 
-def padded_only_settings(config: GenerationConfig) -> list[str]:
+def fallback_only_settings(config: GenerationConfig) -> list[str]:
     """Names of the settings in ``config`` that only transformers' ``generate`` can honour, sorted.
 
-    Every attribute of the config counts that is neither implemented nor known to have no effect, unless its value is
-    neutral; so a setting that a newer transformers brings is never ignored.
+    Every attribute counts that is neither implemented nor known to have no effect, unless its value is neutral. So a
+    setting that a newer transformers adds is never ignored.
     """
     from transformers import GenerationConfig
 
@@ -84,5 +84,5 @@ def padded_only_settings(config: GenerationConfig) -> list[str]:
         and value not in _NEUTRAL.get(name, ())
     }
     if config.do_sample and (config.num_beams or 1) > 1:
-        found |= {"do_sample", "num_beams"}  # beams that are drawn, not searched for
+        found |= {"do_sample", "num_beams"}  # sampled beams
     return sorted(found)

@@ -1,4 +1,4 @@
-"""The text of tokens that stand behind others."""
+"""The text of tokens that come after others."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# Tokens of the input that are decoded in front of new ones, at most. One is enough for the decoders that there are.
+# At most so many tokens of the input are decoded in front of new ones. One is enough for all known decoders.
 _LEAD = 4
 
-# `clean_up_tokenization` looks for a space and up to this many characters behind it.
-_CLEANED_BEHIND_SPACE = 3
+# `clean_up_tokenization` looks for a space and up to this many characters after it.
+_CLEANED_AFTER_SPACE = 3
 
-# Texts whose last token may stand for any text before others.
+# Texts whose last token can represent any preceding text.
 _PLAIN_TEXTS = (".", "a", "1", "я")
 
-# Texts that a tokenizer reads differently if it keeps spaces.
-_PROBES = ("a", " a")
+# Texts that a tokenizer tells apart if it keeps spaces.
+_SPACED_TEXTS = ("a", " a")
 
 
 class TextDecoder:
-    """What tokens read behind an input, for one tokenizer.
+    """The text of tokens after an input, for one tokenizer.
 
     Semantics::
 
-        text(input_ids, token_ids) = decode(input_ids + token_ids) without the decode(input_ids) that it begins with
+        text(input_ids, token_ids) = decode(input_ids + token_ids).removeprefix(decode(input_ids))
 
-    so input and text, one behind the other, read as the tokenizer decodes all of it. ``decode(token_ids)`` alone does
-    not: SentencePiece's decoders take the space at the beginning of a text away, WordPiece's writes none there.
+    so the input and the text after it read as the tokenizer decodes all of it. ``decode(token_ids)`` alone is not
+    enough: SentencePiece's decoders remove the space at the beginning of a text, WordPiece's writes none there.
 
-    Virtual tokens and special tokens have no text. Where they are last, the text is the one that gives these tokens
-    there: some tokenizers (Llama 2's, T5's) begin a text again after every added token and write a word boundary of
-    their own, which is not part of the text; so a target that was trained after virtual tokens comes out as it was
-    written. Where nothing but special tokens comes before, as in a decoder of its own, the text is
+    Virtual tokens and special tokens have no text. Where the input ends with one, the text is the one that tokenizes to
+    these tokens there. Some tokenizers (Llama 2's, T5's) begin a text again after every added token and insert a word
+    boundary, which is not part of the text; so a target that was trained after virtual tokens comes out as it was
+    written. Where the input has special tokens only, as in the decoder of an encoder-decoder, the text is
     ``decode(token_ids)``.
 
-    Inputs are whole characters: tokens that complete a character of the input's are not put together with it. Where the
-    tokenizer cleans up spaces, the text is cleaned up by itself.
+    Inputs are whole characters: a character that begins in the input is not completed by new tokens. Where the
+    tokenizer cleans up spaces, the text is cleaned up without the input.
 
     Args:
         tokenizer: the tokenizer; special tokens are left out of the text.
@@ -58,26 +58,26 @@ class TextDecoder:
 
     @property
     def kinds(self) -> TokenKinds:
-        """The tokens that are treated apart."""
+        """The tokens that need special treatment."""
         kinds = _KINDS.get(self._tokenizer)
         if kinds is None or kinds.num_tokens != len(self._tokenizer):
             kinds = _KINDS[self._tokenizer] = _token_kinds(self._tokenizer)
         return kinds
 
     def text(self, input_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        """The text of ``token_ids`` behind ``input_ids``."""
+        """The text of ``token_ids`` after ``input_ids``."""
         lead = self.lead(input_ids)
         return self.clean(self.decode([*lead, *token_ids])[len(self.decode(lead)) :])
 
     def lead(self, input_ids: Sequence[int]) -> list[int]:
-        """Tokens in front of which others read as they do behind an input; none where a text begins."""
+        """A few tokens after which others decode as they do after the whole input; none where a text begins."""
         kinds = self.kinds
         if not len(input_ids):
             return []
         last = input_ids[-1]
         if not self._is_text(last):
-            is_behind = self._is_row(last) or any(map(self._is_text, input_ids))
-            return kinds.any_text if is_behind and kinds.continues_behind_rows else []
+            has_text_before = self._is_row(last) or any(map(self._is_text, input_ids))
+            return kinds.any_text if has_text_before and kinds.continues_after_rows else []
         found = [token for token in input_ids[-_LEAD:] if self._is_text(token) and token not in kinds.skipped]
         # A run of bytes decodes as a whole, and new ones would join it.
         while found and found[-1] in kinds.byte_tokens:
@@ -94,11 +94,11 @@ class TextDecoder:
         return cast(str, self._tokenizer.clean_up_tokenization(text)) if self._cleans else text
 
     def settled(self, text: str, start: int) -> int:
-        """The end of what further tokens cannot change in ``text``, where ``text[:start]`` was settled before."""
+        """Where the part of ``text`` ends that further tokens cannot change; ``text[:start]`` was settled before."""
         end = len(text) - text.endswith(_REPLACEMENT)
         if self._cleans:
-            # Nothing that is cleaned up spans a place with three characters other than spaces before it.
-            while end > start and " " in text[max(start, end - _CLEANED_BEHIND_SPACE) : end]:
+            # Cleaning up never reaches across three characters without a space.
+            while end > start and " " in text[max(start, end - _CLEANED_AFTER_SPACE) : end]:
                 end -= 1
         return max(start, end)
 
@@ -111,16 +111,16 @@ class TextDecoder:
 
 @dataclass(frozen=True)
 class TokenKinds:
-    """Ids of tokens that are treated apart.
+    """Ids of tokens that need special treatment.
 
     Attributes:
         num_tokens: the tokenizer's size when they were found.
         skipped: special tokens, which have no text.
-        control: those of them that stand for none, as the token of what the tokenizer does not know does.
-        byte_tokens: tokens that stand for one byte each.
+        control: the skipped tokens except the unknown token, which replaces text.
+        byte_tokens: tokens of one byte each.
         any_text: a token with text, in a list; empty if none was found.
-        continues_behind_rows: whether a text after virtual tokens is decoded as if it came after text; as if it began
-            there otherwise.
+        continues_after_rows: whether a text after virtual tokens is decoded as if it came after text; otherwise it
+            is decoded as if it began there.
     """
 
     num_tokens: int
@@ -128,7 +128,7 @@ class TokenKinds:
     control: frozenset[int]
     byte_tokens: frozenset[int]
     any_text: list[int]
-    continues_behind_rows: bool
+    continues_after_rows: bool
 
 
 # Asking a tokenizer takes a millisecond, and every sequence has a stream of its own.
@@ -149,15 +149,15 @@ def _token_kinds(tokenizer: Any) -> TokenKinds:
         frozenset(skipped - {tokenizer.unk_token_id}),
         frozenset(byte_tokens),
         any_text,
-        _continues_behind_rows(tokenizer, any_text),
+        _continues_after_rows(tokenizer, any_text),
     )
 
 
-def _continues_behind_rows(tokenizer: Any, lead: list[int]) -> bool:
-    """Whether texts that were tokenized behind virtual tokens are decoded right as if they stood behind text."""
+def _continues_after_rows(tokenizer: Any, lead: list[int]) -> bool:
+    """Whether texts tokenized after virtual tokens are decoded correctly as if they came after text."""
     start = len(tokenizer.decode(lead))
-    found = ids_after_rows(_PROBES, tokenizer)
-    return all(tokenizer.decode([*lead, *ids])[start:] == text for ids, text in zip(found, _PROBES, strict=True))
+    found = ids_after_rows(_SPACED_TEXTS, tokenizer)
+    return all(tokenizer.decode([*lead, *ids])[start:] == text for ids, text in zip(found, _SPACED_TEXTS, strict=True))
 
 
 def _token_with_text(tokenizer: Any, left_out: set[int]) -> list[int]:
@@ -169,7 +169,7 @@ def _token_with_text(tokenizer: Any, left_out: set[int]) -> list[int]:
 
 
 def _is_named(tokenizer: Any, index: int, name: str) -> bool:
-    """Whether the id is that token's; names that a vocabulary lacks are given the id of the unknown token."""
+    """Whether the id is that of the token with this name; unknown names get the id of the unknown token."""
     return bool(tokenizer.convert_ids_to_tokens(index) == name)
 
 

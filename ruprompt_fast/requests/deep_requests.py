@@ -9,12 +9,12 @@ from ruprompt_fast.requests.inputs import Request
 
 
 def check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> None:
-    """Refuse a deep prompt where a request takes the padded path: transformers' generate has no place for it.
+    """Refuse a deep prompt where a request takes the transformers fallback, which cannot run it.
 
     Args:
         request: the request.
-        reason: why the model needs that path; empty if it does not.
-        settings: those of the request's settings that need it.
+        reason: why the model needs the fallback; empty if it does not.
+        settings: the settings of the request that need the fallback.
 
     Raises:
         UnsupportedModelError: because of the model.
@@ -22,7 +22,7 @@ def check_deep(request: Request, reason: str, settings: Sequence[str] = ()) -> N
     """
     if request.prompt is None or not request.prompt.is_deep:
         return
-    only = f"prompt {request.prompt.name!r} is a deep one, which only the engine serves, and"
+    only = f"prompt {request.prompt.name!r} is a deep prompt, which only the engine serves, and"
     if reason:
         raise UnsupportedModelError(
             f"{only} this model takes transformers' own generate because {reason} Use a prompt of embedding rows with "

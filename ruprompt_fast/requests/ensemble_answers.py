@@ -1,4 +1,4 @@
-"""From the answers of an ensemble's members to the ensemble's, one for every input."""
+"""Combines the answers of an ensemble's members into one answer for every input."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ruprompt_fast.requests.inputs import Request
 
 
 def most_probable(tasks: Sequence[GenerationTask], outputs: Sequence[GenerationOutput]) -> list[GenerationOutput]:
-    """The outputs of every input; of those of an ensemble's members the ones that their own members find most probable.
+    """The outputs of every input; for an ensemble, those that the member which wrote them finds most probable.
 
-    What counts is the mean log-probability per token in nats, the end-of-text token included; of equals the first.
+    They are compared by mean log-probability per token, in nats, with the end-of-text token; of equals the first wins.
 
     Args:
         tasks: what was generated, see :meth:`CallReader.tasks`.
@@ -37,11 +37,10 @@ def most_probable(tasks: Sequence[GenerationTask], outputs: Sequence[GenerationO
 
 
 def majority(requests: Sequence[Request], outputs: Sequence[ClassificationOutput]) -> list[ClassificationOutput]:
-    """The verdict on every input; of an ensemble the label that most members choose.
+    """The classification of every input; for an ensemble, the label that most members choose.
 
-    Of labels with equally many votes, the one with the larger sum of the members' log-probabilities wins (among the
-    labels, in nats). An ensemble's probabilities are its members' mean, so where votes and means disagree its label is
-    not the most probable one.
+    Where labels have equally many votes, the larger sum of the members' log-probabilities (among the labels, in nats)
+    wins. An ensemble's probabilities are the mean of its members', so its label need not be the most probable one.
 
     Args:
         requests: what was classified.

@@ -1,8 +1,8 @@
 """Every field of transformers' ``GenerationConfig``, and what its value may be.
 
-Ranges that count in some modes only, such as the temperature's, are checked where the mode is known
+Ranges that apply in some modes only, such as the temperature's, are checked where the mode is known
 (:func:`~ruprompt_fast.requests.generation_settings.sampling_params`): configurations of models often hold a
-temperature of 0 beside ``do_sample=False``. Fields that a newer transformers brings may have any plain value.
+temperature of 0 together with ``do_sample=False``. Fields that a newer transformers adds may have any plain value.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from ruprompt_fast.requests.values import (
 )
 
 LARGEST_PENALTY = 1e6
-"""Repetition penalties lie between this and its inverse, so that a score times a penalty is a float32."""
+"""Repetition penalties lie between this and its inverse, so that a score times a penalty fits float32."""
 
 _LARGEST_GUIDANCE = 1e4
 _LARGEST_TABLE = 1 << 20
 
 
 def is_penalty(value: float) -> bool:
-    """Whether scores can be multiplied with this and divided by it."""
+    """Whether scores can be multiplied by this and divided by it."""
     return 1 / LARGEST_PENALTY <= value <= LARGEST_PENALTY
 
 
@@ -90,7 +90,7 @@ def _compile_config(name: str, value: Any, limits: Limits) -> Any:
 
 
 def _of_another_call(name: str, value: Any, limits: Limits) -> None:
-    """A setting that no call of ours reads, whatever it holds."""
+    """A setting that nothing here reads, whatever it holds."""
     found = plain(value)
     if isinstance(found, (bool, int, float, str, bytes, list, tuple, set)):
         raise SettingError(f"{name} must be a configuration object; found {shown(value)}.")
@@ -123,7 +123,7 @@ UNSUPPORTED = (
     "use_mtp",
 )
 """Settings that need another call of transformers' generate, an assistant, code from the hub, or a place in the output.
-Values that count as false ask for nothing."""
+Values that count as false are accepted."""
 
 _FIELDS: dict[str, Reader] = {
     **dict.fromkeys(UNSUPPORTED, unsupported()),
@@ -185,7 +185,7 @@ _FIELDS: dict[str, Reader] = {
     "compile_config": _compile_config,
     "disable_compile": flag,
     "continuous_batching_config": _of_another_call,
-    # looking candidates up in the input
+    # prompt look-up decoding
     "prompt_lookup_num_tokens": integer(1, _context),
     "max_matching_ngram_size": integer(1, _context),
     "num_assistant_tokens": integer(1, LARGEST_INT),

@@ -1,4 +1,4 @@
-"""From transformers' ``GenerationConfig`` to :class:`SamplingParams`: defaults, checks, and what is left to others."""
+"""Turns transformers' ``GenerationConfig`` into :class:`SamplingParams`: defaults and checks."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _DEFAULTS: dict[str, Any] = {
 """What transformers' ``generate`` takes where a setting is None."""
 
 _LARGEST_POWER = 90
-"""Bits of the largest power of a length that beams' scores, down to -1e9, can be divided by and stay float32."""
+"""Bits of ``length ** length_penalty`` at most, so that beams' scores, down to -1e9, divided by it fit float32."""
 
 _COLDEST = 1e-30
-"""Scores divided by less would leave float32."""
+"""The lowest temperature: scores divided by less would overflow float32."""
 
 
 def sampling_params(
@@ -64,12 +64,12 @@ def sampling_params(
     """One request's settings, with transformers' defaults where ``config`` has None.
 
     Args:
-        config: the merged generation settings; what :func:`padded_only_settings` lists is not read.
+        config: the merged generation settings; what :func:`fallback_only_settings` lists is not read.
         extras: settings that ``config`` has no place for.
         min_new_tokens: resolved from ``min_new_tokens`` and ``min_length``.
         max_new_tokens: resolved from ``max_new_tokens`` and ``max_length``.
         seed: the noise's seed where ``extras`` has none.
-        vocab_size: where given, token ids of the settings must lie below it.
+        vocab_size: token ids of the settings must be below it; None sets no limit.
 
     Raises:
         SettingError: a setting has a value that cannot work.
@@ -146,7 +146,7 @@ class _Reader:
         return _DEFAULTS.get(name) if value is None else value
 
     def within(self, name: str, fits: Callable[[float], bool], expected: str) -> Any:
-        """The value, which must lie in a range if there is one."""
+        """The value, which must fit unless it is None."""
         value = self(name)
         if value is not None and not fits(value):
             raise SettingError(f"{name} must be {expected}; found {shown(value)}.")
@@ -154,7 +154,7 @@ class _Reader:
 
 
 def _sampled(take: _Reader) -> dict[str, Any]:
-    """The settings that count with sampling only."""
+    """The settings that apply with sampling only."""
 
     def is_share(value: float) -> bool:
         return 0.0 <= value <= 1.0
@@ -191,20 +191,20 @@ def _num_returned(count: int, do_sample: bool, num_beams: int) -> int:
 
 
 def _length_penalty(penalty: float, num_beams: int, max_new_tokens: int) -> float:
-    """The power of the length that beams' scores are divided by; it must not leave the numbers."""
+    """The power of the length that beams' scores are divided by; the result must fit float32."""
     if not math.isfinite(penalty):
         raise SettingError(f"length_penalty must be a finite number; found {penalty}.")
     largest = _LARGEST_POWER / math.log2(max_new_tokens + 1)
     if num_beams > 1 and abs(penalty) > largest:
         raise SettingError(
             f"length_penalty must be at most {largest:.3g} in size for {max_new_tokens} new tokens, or the length to "
-            f"this power is no float32; found {penalty}."
+            f"this power does not fit float32; found {penalty}."
         )
     return penalty
 
 
 def _bad_words(sequences: list[list[int]], eos_token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The banned sequences; an end of text alone is none of them, as in transformers."""
+    """The banned sequences, without a single end-of-text token, as in transformers."""
     return tuple(tuple(words) for words in sequences if not (len(words) == 1 and words[0] in eos_token_ids))
 
 

@@ -1,4 +1,4 @@
-"""One request with everything that says how it is to be continued."""
+"""One request with all its settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
 SEQUENCES_PER_SLOT = 4
-"""A request may have so many times ``max_batch_size`` beams or samples. Beyond ``max_batch_size`` they run on
-transformers' own generate, whose keys, values and logits of all of them are in memory at once."""
+"""A request may have this many times ``max_batch_size`` beams or samples. More than ``max_batch_size`` of them run on
+the transformers fallback, which holds the keys, values and logits of all of them in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GenerationTask:
         config: transformers' settings, merged and complete.
         extras: the settings that transformers does not have.
         budget: how many new tokens it may have.
-        resolved: the settings as the engine reads them, but for the seed.
+        resolved: the settings as the engine reads them, without the seed.
     """
 
     request: Request
@@ -42,7 +42,7 @@ class GenerationTask:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that run for it at once."""
+        """How many sequences run for it at once."""
         return max(self.resolved.num_beams, self.resolved.num_return_sequences)
 
     def noise_seed(self) -> int:
@@ -74,7 +74,7 @@ def make_tasks(
         configs: transformers' settings of each, merged; equal ones may be one object.
         extras: the other settings of each, likewise.
         model_config: the model's config.
-        max_batch_size: sequences that the engine runs together at most.
+        max_batch_size: maximum number of concurrent sequences.
 
     Raises:
         ContextLengthError: a request and its new tokens do not fit the model.

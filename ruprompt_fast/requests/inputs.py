@@ -1,4 +1,4 @@
-"""From a call's arguments to requests: what is generated, with which prompt and which settings."""
+"""Turns a call's inputs into encoded requests, each with its prompt."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ PLAIN_TEXT = PromptFormat("{text}", compiled_template="{text}")
 """How a request without a prompt is read: markers in it are text like any other.
 
 Special tokens in it are what the tokenizer reads: the text is the caller's whole input, often one that a chat template
-wrote. Behind a prompt a text is data.
+wrote. After a prompt a text is data.
 """
 
 Input: TypeAlias = str | Mapping[str, str]
 """A request's fields; a string is its prompt's only field, or the field ``text``."""
 
 Inputs: TypeAlias = Input | Sequence[Input]
-"""Those of one call."""
+"""The inputs of one call."""
 
 PromptNames: TypeAlias = str | Sequence[str | None] | None
-"""Of loaded prompts and ensembles: one for all inputs of a call, or a list with one, or None, for each."""
+"""Names of loaded prompts and ensembles: one for all inputs of a call, or a list with a name or None for each."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An input with a prompt that is to answer it, encoded.
+    """An encoded input with the prompt that answers it.
 
     Attributes:
-        input_ids: token ids, and ``first_row_id + k`` for row k of the prompt.
+        input_ids: token ids, and ``first_row_id + k`` for the prompt's virtual token k.
         prompt: the prompt, or None.
-        prefix_len: how many of the leading ids are the same for every request of the prompt.
+        prefix_len: how many leading ids are the same for every request with the prompt.
         fields: the fields that it was encoded from.
-        index: which input of its call this is; the requests of an ensemble's members share it.
+        index: the position of the input in its call; the requests of an ensemble's members share it.
     """
 
     input_ids: list[int]
@@ -70,7 +70,7 @@ class Request:
 
     @property
     def prompt_rows(self) -> Tensor | None:
-        """The rows of its prompt, [num_rows, width]."""
+        """The virtual tokens of its prompt, [num_rows, width]."""
         return self.prompt.rows if self.prompt is not None else None
 
     def followed_by(self, token_ids: Sequence[int]) -> Request:
@@ -93,12 +93,12 @@ def as_batch(inputs: Any) -> list[Input]:
         return [inputs]
     try:
         items = None if isinstance(inputs, (bytes, bytearray)) else iter(inputs)
-    except TypeError:  # an array without a dimension says that it is iterable, and is not
+    except TypeError:  # a zero-dimensional array claims to be iterable, and is not
         items = None
     if items is None:
         raise FieldTypeError(f"inputs must be strings or dicts of fields; found {type(inputs).__name__}.")
     batch: list[Input] = []
-    for index, item in enumerate(items):  # looked at one by one: a generator may have no end
+    for index, item in enumerate(items):  # checked one by one: a generator may be endless
         if not isinstance(item, (str, Mapping)):
             raise FieldTypeError(f"input {index} must be a string or a dict of fields; found {type(item).__name__}.")
         batch.append(item)
@@ -108,7 +108,7 @@ def as_batch(inputs: Any) -> list[Input]:
 
 
 def parallel(values: Any, size: int, name: str) -> list[Any]:
-    """One value for every input, from one for all or a list.
+    """One value for every input, from a single value or a list.
 
     Raises:
         BatchMismatchError: the list has another length than the batch.
@@ -135,18 +135,18 @@ def encode_requests(
 
     Args:
         inputs: strings or dicts of fields.
-        prompts: the name of each one's prompt or ensemble, or None.
+        prompts: for each input, the name of its prompt or ensemble, or None.
         registry: the prompts.
         tokenizer: the model's.
-        first_row_id: the id of a prompt's first row.
-        table_size: rows of the model's table of tokens; None takes all ids below the rows'.
-        most_chars: characters that an input may have; None sets no limit.
+        first_row_id: the id of a prompt's first virtual token.
+        table_size: rows of the model's token table; defaults to all ids below the virtual tokens'.
+        most_chars: maximum number of characters of an input; None sets no limit.
 
     Returns:
         The requests in the order of the inputs, one for each, or one for each member of an ensemble.
 
     Raises:
-        UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError: the request is wrong; see their texts.
+        UnknownPromptError, MissingFieldError, ExtraFieldError, FieldTypeError: the request is wrong.
         ContextLengthError: an input has too many characters for any tokenizer to make it fit.
         TokenIdError: an input holds a token that the model has no row for.
         EmptyInputError: nothing is left to read: no text, no prompt and no beginning-of-text token.
@@ -186,9 +186,9 @@ def encode_requests(
 
 
 def _not_empty(request: Request, tokenizer: PreTrainedTokenizerBase, table_size: int) -> Request:
-    """The request, started with a beginning-of-text token where nothing else can give logits.
+    """The request, with a beginning-of-text token where it has no position that gives logits.
 
-    A row of the embedding can; a deep prompt is only looked at.
+    Virtual tokens give logits; the keys and values of a deep prompt do not.
     """
     is_deep = request.prompt is not None and request.prompt.is_deep
     if len(request.input_ids) > (request.prefix_len if is_deep else 0):

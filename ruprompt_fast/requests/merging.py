@@ -1,4 +1,4 @@
-"""From a call's settings to one complete configuration for each request."""
+"""Merges a call's settings into one complete configuration for each request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ruprompt_fast.requests.values import Limits
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Lists that ask for nothing when they are empty. transformers' generate does not expect them so.
+# Lists that are set to None when they are empty: transformers' generate expects None.
 _NONE_IF_EMPTY = (
     "eos_token_id",
     "stop_strings",
@@ -32,7 +32,7 @@ def own_settings(model: PreTrainedModel) -> GenerationConfig:
     """A copy of the model's settings for generation.
 
     Raises:
-        UnsupportedModelError: it has none: it cannot generate.
+        UnsupportedModelError: it has none, so it cannot generate.
     """
     settings = getattr(model, "generation_config", None)
     if settings is None:
@@ -45,13 +45,13 @@ def own_settings(model: PreTrainedModel) -> GenerationConfig:
 
 
 class SettingsMerger:
-    """Puts a call's keywords, its configuration and the model's defaults together.
+    """Merges a call's keywords, its configuration and the model's defaults.
 
-    What callers give is never changed.
+    The caller's objects are never changed.
 
     Args:
         defaults: the model's settings.
-        tokenizer: the model's; its end of text ends texts, too.
+        tokenizer: the model's; its end-of-text token ends texts too.
         limits: what settings may ask for.
     """
 
@@ -67,7 +67,7 @@ class SettingsMerger:
 
         Raises:
             UnknownArgumentError: a keyword is not a field of ``GenerationConfig``.
-            SettingError: something else than a configuration, a value that cannot work, or one that is not supported.
+            SettingError: something is no configuration, or a value cannot work or is not supported.
         """
         found = {id(config): self._merged(config, arguments) for config in {id(c): c for c in configs}.values()}
         return [found[id(config)] for config in configs]
@@ -117,7 +117,7 @@ def merged_config(
 
     Raises:
         UnknownArgumentError: a keyword is not a field of ``GenerationConfig``.
-        SettingError: ``config`` is something else, a value cannot work, or asks for what the padded path cannot do.
+        SettingError: ``config`` is something else, or a value cannot work or asks for what transformers cannot do.
     """
     from transformers import GenerationConfig
 
@@ -152,5 +152,5 @@ def _plain(settings: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def _not_ends(sequences: list[list[int]] | None, ends: Sequence[int]) -> list[list[int]] | None:
-    """Banned sequences without single ends of text, which transformers leaves out, and does not expect to be all."""
+    """Banned sequences without single end-of-text tokens: transformers fails where it has left all of them out."""
     return [words for words in sequences or [] if len(words) > 1 or words[0] not in ends] or None

@@ -30,7 +30,7 @@ class NewTokens:
 
 
 def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: GenerationConfig, index: int) -> NewTokens:
-    """The bounds for one request; ``max_length`` and ``min_length`` count its own input, never the batch's padding.
+    """The bounds for one request; ``max_length`` and ``min_length`` count its own input, without padding.
 
     Raises:
         ContextLengthError: input and new tokens together exceed the context, or ``max_length`` leaves no new token.
@@ -45,8 +45,8 @@ def new_tokens(model_config: PretrainedConfig, input_ids: list[int], config: Gen
     least = config.min_new_tokens if config.min_new_tokens is not None else (config.min_length or 0) - input_len
     if most < 1:
         raise ContextLengthError(
-            f"input {index} has {input_len} tokens, prompt rows included; max_length={config.max_length} leaves none "
-            "to generate. Raise max_length, or give max_new_tokens."
+            f"input {index} has {input_len} tokens, virtual tokens included; max_length={config.max_length} leaves "
+            "none to generate. Raise max_length, or give max_new_tokens."
         )
     if model_config.is_encoder_decoder:
         check_fits(model_config, len(input_ids), 0, index)

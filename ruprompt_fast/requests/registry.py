@@ -1,4 +1,4 @@
-"""The loaded prompts and ensembles of one model: their names, formats and rows."""
+"""The loaded prompts and ensembles of one model: their names, formats and virtual tokens."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class LoadedPrompt:
     """A prompt ready to serve.
 
     Attributes:
-        name: the name that it was loaded under; of an ensemble's member ``name/k``.
+        name: the name that it was loaded under; ``name/k`` for a member of an ensemble.
         prompt: the prompt.
-        format: its format for serving; of a deep prompt that of the text after it.
-        rows: [num_rows, width] on the model's device, in its dtype.
-        watch: of the provider that made the rows.
-        kv_shape: how the rows of a deep prompt hold its keys and values; None for embedding rows.
-        is_continued: whether a decoder goes on with the prompt's text, rather than an encoder reading it.
+        format: its format for serving; for a deep prompt, the format of the text after it.
+        rows: the virtual tokens, [num_rows, width], on the model's device, in its dtype.
+        watch: tells whether the provider that made the rows has changed.
+        kv_shape: how the rows of a deep prompt hold keys and values; None for embedding rows.
+        is_continued: whether the model is a decoder, which continues the prompt's text, not an encoder-decoder.
         ensemble: the name of the ensemble that it answers for; None if it answers for itself.
-        retired: whether it was replaced or removed since; requests that were encoded before still use it.
+        retired: whether it was replaced or removed; requests encoded before that still use it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class LoadedPrompt:
 
     @property
     def encoding_key(self) -> Hashable:
-        """Equal for prompts that make the same ids of the same fields, as the members of an ensemble do."""
+        """Equal for prompts that encode the same fields as the same ids, such as the members of an ensemble."""
         return self.format.compiled_template, self.format.prompt_token, len(self.rows) if self.is_deep else None
 
     def encode(
@@ -71,13 +71,13 @@ class LoadedPrompt:
         table_size: int | None = None,
         places: Sequence[str] | None = None,
     ) -> list[tuple[list[int], int]]:
-        """For every item its ids, ``first_row_id + k`` for row k, and how many of them are the same for all items.
+        """The ids of every item, ``first_row_id + k`` for virtual token k, and how many of them all items share.
 
         Args:
             batch: the fields of each item.
             tokenizer: the model's.
             first_row_id: the id of row 0.
-            table_size: rows of the model's table of tokens; None takes all ids below the rows'.
+            table_size: rows of the model's token table; defaults to all ids below the virtual tokens'.
             places: what messages call each item; None names the prompt.
 
         Raises:
@@ -94,7 +94,7 @@ class LoadedPrompt:
         return [([*rows, *input_ids], len(rows)) for input_ids, _ in encoded]
 
     def check_literals(self, tokenizer: PreTrainedTokenizerBase, first_row_id: int, table_size: int) -> None:
-        """Refuse a template whose own text no request could be encoded with.
+        """Refuse a template whose own text the model cannot read.
 
         Raises:
             TokenIdError: it holds a token that the model has no row for.
@@ -112,14 +112,14 @@ def encode_with_rows(
     places: Sequence[str],
     reading: Reading,
 ) -> list[tuple[list[int], int]]:
-    """For every item its ids, ``first_row_id + k`` for row k, and the length of the format's static prefix.
+    """The ids of every item, ``first_row_id + k`` for virtual token k, and the length of the format's static prefix.
 
     Args:
         format: the format.
         batch: the fields of each item.
         tokenizer: the model's. Tokens may have been added to it since the model was loaded.
         first_row_id: the id of row 0.
-        table_size: rows of the model's table of tokens.
+        table_size: rows of the model's token table.
         places: what messages call each item.
         reading: how the text is read.
 
@@ -128,7 +128,7 @@ def encode_with_rows(
         TokenIdError: an item holds a token that the model has no row for.
     """
     num_tokens = tokenizer_state(tokenizer).first_free_id
-    start = max(first_row_id, num_tokens)  # tokens that were added take ids that rows had
+    start = max(first_row_id, num_tokens)  # tokens that were added have the virtual tokens' ids
     encoded = format.encode_batch(batch, tokenizer, start, **reading._asdict())
     if num_tokens > table_size:
         for item, place in zip(encoded, places, strict=True):
@@ -141,21 +141,21 @@ def encode_with_rows(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What has a name: a prompt, or an ensemble, and its prompts as they serve."""
+    """A named prompt or ensemble, and its prompts ready to serve."""
 
     source: Prompt | PromptEnsemble
     members: tuple[LoadedPrompt, ...]
 
 
 class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
-    """Prompts and ensembles by name. Adding validates everything first, so what is refused leaves no trace.
+    """Prompts and ensembles by name. Adding validates everything first: a refused prompt changes nothing.
 
     Args:
-        width: width of a prompt row.
-        model_config: the model's config, whose sizes refuse deep prompts that are not for them.
+        width: the model's embedding width.
+        model_config: the model's config; deep prompts must fit its sizes.
         device: where rows are kept.
         dtype: the rows' dtype.
-        check: refuses a prompt for other reasons.
+        check: refuses a prompt for the caller's own reasons.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
 
     @property
     def is_continued(self) -> bool:
-        """Whether the model is a decoder, which goes on with the texts that it reads."""
+        """Whether the model is a decoder, which continues the texts that it reads."""
         return not self._model_config.is_encoder_decoder
 
     def add(self, name: str, prompt: Prompt | PromptEnsemble) -> None:
@@ -185,10 +185,10 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
 
         Raises:
             PromptMismatchError: a prompt was made for another width or model.
-            UnsupportedModelError: a deep prompt, and an encoder-decoder or a model whose layers differ.
-            TemplateError: the rows of a deep prompt are not one run at the template's very start.
+            UnsupportedModelError: a deep prompt for an encoder-decoder, or for a model whose layers differ.
+            TemplateError: the virtual tokens of a deep prompt are not one run at the template's start.
             NonFiniteRowsError: its rows contain NaN or infinity, also after conversion to the model's dtype.
-            NotInitializedError: it has no rows yet.
+            NotInitializedError: it has no virtual tokens yet.
             FieldTypeError: the name is no string.
         """
         if not isinstance(name, str):
@@ -214,18 +214,18 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
             _retire(removed)
 
     def members(self, name: str) -> tuple[LoadedPrompt, ...]:
-        """The prompts that answer for a name: the one that has it, or the members of the ensemble that has it.
+        """The prompt of that name, or the members of the ensemble of that name.
 
-        They are new ones if a provider of theirs has been changed since they were made.
+        They are made again if one of their providers has changed.
 
         Raises:
             UnknownPromptError: nothing has that name; the message lists the loaded ones.
-            PromptMismatchError, NonFiniteRowsError: rows are such now that :meth:`add` refuses them.
+            PromptMismatchError, NonFiniteRowsError: :meth:`add` would refuse the changed rows.
         """
         entry = self._entry(name)
         if any(member.watch.sees_change() for member in entry.members):
             with self._lock:
-                if self._loaded.get(name) is entry:  # else it was replaced or removed meanwhile
+                if self._loaded.get(name) is entry:  # otherwise it was replaced or removed meanwhile
                     self.add(name, entry.source)
                 entry = self._entry(name)
         return entry.members
@@ -281,7 +281,7 @@ def _retire(entry: _Loaded | None) -> None:
 
 
 def _rows_in_evaluation_mode(prompt: Prompt) -> Tensor:
-    """The rows without the noise of a provider that trains, such as dropout; the provider's mode is kept."""
+    """The rows without training noise such as dropout; the provider's mode is kept."""
     was_training = prompt.provider.training
     prompt.provider.eval()
     try:

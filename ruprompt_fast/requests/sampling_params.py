@@ -18,11 +18,11 @@ class ExtraSettings:
     """Settings that transformers' ``GenerationConfig`` does not have.
 
     Attributes:
-        seed: of the request's noise, from 0 to 2**64 - 1; None leaves it to the engine.
+        seed: seed of the request's noise, from 0 to 2**64 - 1; defaults to one from torch's generator.
         presence_penalty: subtracted from the score of every token that was generated before. The input does not count
             (OpenAI's and vLLM's meaning).
-        frequency_penalty: subtracted once for every time that the token was generated before. The input does not count.
-        logit_bias: what is added to the scores of token ids.
+        frequency_penalty: subtracted once for each time that the token was generated before. The input does not count.
+        logit_bias: numbers to add to the scores of token ids.
         include_stop_str_in_output: whether the text holds the stop string that ends it (vLLM's name).
     """
 
@@ -33,7 +33,7 @@ class ExtraSettings:
     include_stop_str_in_output: bool = True
 
     def engine_only(self) -> list[str]:
-        """The settings among them that are in use and that transformers' own ``generate`` could not follow."""
+        """The settings in use that transformers' own ``generate`` does not have."""
         names = ("presence_penalty", "frequency_penalty", "logit_bias")
         return [name for name in names if getattr(self, name)]
 
@@ -43,19 +43,19 @@ class SamplingParams:
     """How one request's tokens are chosen; made by
     :func:`~ruprompt_fast.requests.generation_settings.sampling_params`.
 
-    Names and meanings are those of transformers' ``GenerationConfig`` and of :class:`ExtraSettings`; the neutral value
-    of a setting is its default here. ``temperature`` to ``eta_cutoff`` count with ``do_sample`` only.
+    Names and meanings are those of transformers' ``GenerationConfig`` and of :class:`ExtraSettings`; settings default
+    to their neutral values. ``temperature`` to ``eta_cutoff`` apply with ``do_sample`` only.
 
     Attributes:
-        max_new_tokens: new tokens at most.
-        min_new_tokens: the ends of text are banned before so many new tokens.
+        max_new_tokens: maximum number of new tokens.
+        min_new_tokens: the end-of-text tokens are banned before this many new tokens.
         eos_token_ids: tokens that end the text.
-        stop_strings: texts that end the text; the engine looks for them in what is decoded.
-        cut_strings: those of them that the text is given without.
+        stop_strings: strings that end the text; the engine looks for them in the decoded text.
+        cut_strings: the stop strings that are cut off the text.
         logprobs: whether tokens come with log-probabilities (``output_scores``).
         max_time: seconds after which the request ends, on the engine's clock.
-        num_return_sequences: samples or beams that are returned.
-        seed: of the noise.
+        num_return_sequences: how many samples or beams are returned.
+        seed: seed of the noise.
     """
 
     max_new_tokens: int
@@ -96,7 +96,7 @@ class SamplingParams:
 
 
 def finish_reason(params: SamplingParams, new_ids: Sequence[int]) -> FinishReason | None:
-    """Why a sequence with these new tokens has ended: an end of text before the length; None where it goes on."""
+    """Why a sequence with these new tokens has ended, "stop" before "length"; None if it has not."""
     if new_ids and new_ids[-1] in params.eos_token_ids:
         return "stop"
     return "length" if len(new_ids) >= params.max_new_tokens else None

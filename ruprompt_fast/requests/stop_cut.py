@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class StopCut:
-    """Takes a text piece by piece, and gives what stands in front of the first stop string.
+    """Takes a text piece by piece, and returns the text before the first stop string.
 
-    Held back is only what may be the beginning of one.
+    Only what may be the beginning of a stop string is held back.
 
     Args:
         strings: the stop strings; without any, pieces pass as they are.
@@ -20,7 +20,7 @@ class StopCut:
         self._is_over = False
 
     def push(self, piece: str) -> str:
-        """Take a piece; returns what is certain of the text now."""
+        """Take a piece; returns the new text that is certain."""
         if self._is_over or not self._strings:
             return "" if self._is_over else piece
         text = self._held + piece

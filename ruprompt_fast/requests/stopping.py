@@ -18,7 +18,7 @@ MAX_UTF8_BYTES = 4
 
 
 def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """Ids that end a text where the caller names none: the model's and the tokenizer's end of text, and padding.
+    """Ids that end a text by default: the model's and the tokenizer's end-of-text tokens, and padding.
 
     Prompts are trained to end with the tokenizer's end of text, which need not be the model's; ruGPT-3's published ones
     end with ``<pad>``, id 0.
@@ -32,7 +32,7 @@ def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def unused_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that the output layer has but the tokenizer does not, and markers: they must never be generated."""
+    """Ids that must never be generated: those that the tokenizer does not have, and markers."""
     from ruprompt_fast.prompts import is_marker
 
     vocab_size = model.config.get_text_config().vocab_size
@@ -67,8 +67,8 @@ class StopTexts:
 class StopStrings(StoppingCriteria):
     """Ends a sequence as soon as its new text contains one of the strings.
 
-    transformers' own criterion also matches across the border between input and new text, so that a request would
-    stop depending on how its input ends, and needs a tokenizer whose vocabulary can spell ``abcdef``.
+    transformers' own criterion also matches across the border between input and new text, so where a request stops
+    would depend on how its input ends. It also needs a tokenizer whose vocabulary can spell ``abcdef``.
 
     Args:
         strings: the stop strings.
@@ -76,14 +76,14 @@ class StopStrings(StoppingCriteria):
 
     Attributes:
         new_start: index of the first new token in a sequence.
-        is_behind_input: whether the new tokens go on with those before them; they begin a text otherwise.
+        continues_input: whether the new tokens continue the input; otherwise they begin a text.
     """
 
     def __init__(self, strings: Sequence[str], decoder: TextDecoder) -> None:
         self._stops = StopTexts(strings)
         self._decoder = decoder
         self.new_start = 0
-        self.is_behind_input = True
+        self.continues_input = True
         # A byte-level token may hold a single byte, so a string spans at most this many tokens.
         self._window = 1 + self._stops.longest * MAX_UTF8_BYTES
 
@@ -94,7 +94,7 @@ class StopStrings(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each sequence [batch, length] is done, as bool [batch]."""
         start = max(self.new_start, input_ids.shape[1] - self._window)
-        before = 0 if self.is_behind_input else self.new_start
+        before = 0 if self.continues_input else self.new_start
         texts = [self._decoder.text(ids[before:start], ids[start:]) for ids in input_ids.tolist()]
         return input_ids.new_tensor([self.contained_in(text) for text in texts], dtype=torch.bool)
 

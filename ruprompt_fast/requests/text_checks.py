@@ -1,4 +1,4 @@
-"""What comes from outside: fields that a prompt has, texts that a tokenizer can read, ids that a table has rows for."""
+"""Checks of callers' inputs: their fields, their texts, and the token ids that they become."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _CHARS_PER_POSITION = 100
 _CHARS_AT_ONCE = 1_000_000
 _LEAST_CHARS_PER_POSITION = 8
-# Names that a message lists, and characters of each.
+# How many names a message lists, and how many characters of each.
 _MOST_NAMES = 20
 _MOST_NAME_CHARS = 40
 
 
 def most_chars(model_config: PretrainedConfig) -> int:
-    """Characters that an input of this model may have.
+    """Maximum number of characters of an input of this model.
 
-    Those are 100 for each position of the context, twenty times what a token has on average; but not more than a
-    million, whose tokens take a second or two, unless the context is so long that these are less than 8 for each.
+    It is 100 for each position of the context, twenty times the average of a token, but not more than a million, which
+    take a second or two to tokenize. A context so long that this is less than 8 for each position allows 8 for each.
     """
     positions = context_length(model_config) or UNBOUNDED_CONTEXT
     return min(_CHARS_PER_POSITION * positions, max(_CHARS_AT_ONCE, _LEAST_CHARS_PER_POSITION * positions))
@@ -56,7 +56,7 @@ def check_field_names(fields: Mapping[str, str], names: tuple[str, ...], prompt:
 
 
 def listed(names: Collection[object]) -> str:
-    """Names for a message, which need not be strings."""
+    """Names, which need not be strings, for a message."""
     few = [
         name if isinstance(name, str) and len(name) <= _MOST_NAME_CHARS else shown(name)
         for name in islice(names, _MOST_NAMES)
@@ -68,12 +68,12 @@ def check_fields_text(fields: Mapping[str, Any], index: int, limit: int | None) 
     """Refuse an input that no tokenizer can read, or that cannot fit the context.
 
     Args:
-        fields: the input's fields; a value of None is left to the template.
+        fields: the input's fields; None leaves a value to the template.
         index: the input's index, for the message.
-        limit: how many characters it may have, all together; None sets no limit.
+        limit: maximum number of characters of all fields together; None sets no limit.
 
     Raises:
-        FieldTypeError: a value is no string, or holds half of a surrogate pair.
+        FieldTypeError: a value is not a string, or holds half of a surrogate pair.
         ContextLengthError: there are more characters than ``limit``.
     """
     total = 0
@@ -106,7 +106,7 @@ def check_encodable(text: str, where: str, error: type[RupromptError]) -> None:
     except UnicodeEncodeError as found:
         raise error(
             f"{where} holds {text[found.start]!r} at character {found.start}: half of a surrogate pair, which is no "
-            "character. Decode the text as what it is, or drop such halves."
+            "character. Decode the text with its own encoding, or remove such halves."
         ) from None
 
 
@@ -116,14 +116,14 @@ def check_ids(
     """Refuse token ids that the model has no row for.
 
     Args:
-        ids: token ids, and ids of prompt rows.
-        table_size: rows of the model's table of tokens.
-        tokenizer: names the token.
-        where: what the ids are of, for the message.
-        end: ids from here on are prompt rows.
+        ids: ids of tokens and of virtual tokens.
+        table_size: rows of the model's token table.
+        tokenizer: names the token in the message.
+        where: names the text in the message.
+        end: ids from here on are virtual tokens.
 
     Raises:
-        TokenIdError: there is one.
+        TokenIdError: there is such an id.
     """
     for token_id in ids:
         if token_id >= table_size and (end is None or token_id < end):

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Sequence
 from ruprompt_fast.requests.decoding import TextDecoder
 from ruprompt_fast.requests.stopping import MAX_UTF8_BYTES, StopTexts
 
-# Tokens that are decoded together at most, as long as they hold enough text: a call of `decode` costs 4 microseconds
-# and half a microsecond per token.
+# At most so many tokens are decoded together, if they hold enough text: a call of `decode` takes 4 microseconds, and
+# half a microsecond per token.
 _WINDOW = 10
 
 
 class TextStream:
     """New text of one sequence, piece by piece: the pieces add up to :meth:`TextDecoder.text` of all tokens.
 
-    A window of the last tokens is decoded, at first with some of the input's in front, and what its beginning gave is
-    cut off; the work per token does not grow with the sequence. Held back until the next token, or the end, is only
-    what the next token can change:
+    A window of the last tokens is decoded, at first together with the last tokens of the input, and the text that was
+    returned before is cut off. So the work per token does not grow with the sequence. Only what the next token can
+    change is held back until that token or the end:
 
     - a final U+FFFD: the first bytes of a character, unless the model meant it;
     - a run of byte tokens (``<0xD0>``, SentencePiece's byte fallback), which decodes as a whole;
     - with a tokenizer that cleans up spaces (``clean_up_tokenization_spaces``, not for BPE), up to three characters
-      behind a space.
+      after a space.
 
     This is exact for every decoder whose other text only ever grows at its end: byte-level BPE, also of ids that are
     no valid UTF-8, Metaspace and SentencePiece, WordPiece, and single characters.
@@ -32,7 +32,7 @@ class TextStream:
 
     Args:
         decoder: the tokenizer's.
-        input_ids: what stands before the sequence; empty where a text begins.
+        input_ids: the input before the sequence; empty where a text begins.
         stop_strings: strings that end the sequence.
 
     Attributes:
@@ -48,9 +48,9 @@ class TextStream:
         self._stops = StopTexts(stop_strings)
         self._window = list(decoder.lead(input_ids))
         self._limit = _WINDOW
-        # Characters of the window's text that were given out, or stand before the sequence or the window's tokens.
+        # Characters of the window's text that were returned before, or belong to the input.
         self._given = len(decoder.decode(self._window))
-        self._tail = ""  # the last characters given out, where a stop string may begin
+        self._tail = ""  # the last characters returned, where a stop string may begin
         self.num_tokens = 0
         self.stopped = False
 
@@ -92,14 +92,14 @@ class TextStream:
         return piece
 
     def _shorten(self, held: int) -> None:
-        """Drop the first half of the window, if the rest decodes the text behind it as the whole does.
+        """Drop the first half of the window, if the rest decodes the later text as the whole does.
 
-        It does so behind the first four characters: they take at least as many bytes, so that a character whose first
-        bytes were dropped has ended, and a decoder that strips the beginning of a text has found one.
+        It does so after its first four characters: they have at least four bytes, so a character whose first bytes were
+        dropped has ended, and so has whatever a decoder strips from the beginning of a text.
         """
         shorter = self._window[len(self._window) // 2 :]
         given = len(self._decoder.decode(shorter)) - held
         if given >= MAX_UTF8_BYTES:
             self._window, self._given, self._limit = shorter, given, _WINDOW
-        else:  # tokens without text; tried again at double the length, which keeps the work per token constant
+        else:  # tokens without text; trying again at double the length keeps the work per token constant
             self._limit = 2 * len(self._window)

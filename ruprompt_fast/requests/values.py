@@ -1,7 +1,7 @@
-"""What the value of a setting may be: a reader gives it as plain Python, or refuses it by the setting's name.
+"""Readers of settings: each returns a value as plain Python, or refuses it with the setting's name.
 
-Tensors, arrays and NumPy's scalars are taken for the numbers and lists that they hold. Everything is bounded: a number
-by what can be computed with it, a list by how many entries can have a meaning.
+Tensors, arrays and NumPy's scalars are read as the numbers and lists that they hold. Everything has bounds: a number
+must be one that can be computed with, a list may have as many entries as can have a meaning.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ruprompt_fast.errors import SettingError, shown
 from ruprompt_fast.integration.context_length import UNBOUNDED_CONTEXT
 
 LARGEST_INT = 2**63 - 1
-"""The largest integer that tensors hold."""
+"""The largest integer of an int64 tensor."""
 
 LARGEST_BIAS = 1e20
-"""The largest number that is added to a score; a few of them, scaled by a penalty, are still a float32."""
+"""The largest number that is added to a score; a few of them, scaled by a penalty, still fit float32."""
 
 MOST_STOP_STRINGS = 256
 MOST_STOP_CHARS = 1024
 MOST_ENDS = 128
-"""Ends of text at most: beam search keeps one more candidate of every beam for each of them."""
+"""Maximum number of end-of-text tokens: each makes beam search keep one more candidate of every beam."""
 
 _LEAST_SEQUENCE_IDS = 1 << 16
 _DEEPEST = 3
@@ -35,11 +35,11 @@ _LISTS = (list, tuple, set, frozenset, range)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model has, and settings may ask for.
+    """What settings may ask of a model.
 
     Attributes:
         vocab_size: token ids that have a score.
-        context: positions.
+        context: positions of the model.
     """
 
     vocab_size: int = LARGEST_INT
@@ -65,12 +65,12 @@ def plain(value: Any) -> Any:
         return value
     try:
         return value.tolist()
-    except (RuntimeError, TypeError, ValueError):  # no data, as on the device "meta"; no dense numbers
+    except (RuntimeError, TypeError, ValueError):  # no data, as on the device "meta", or not dense
         return value
 
 
 def is_int(value: object) -> bool:
-    """Whether this is an integer; truth values are none."""
+    """Whether this is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -93,7 +93,7 @@ def number(fits: Callable[[float], bool] = lambda value: True, expected: str = "
 
     Args:
         fits: whether a number can work.
-        expected: says which do.
+        expected: describes such numbers, for the message.
     """
 
     def read(name: str, value: Any, limits: Limits) -> float:
@@ -106,7 +106,7 @@ def number(fits: Callable[[float], bool] = lambda value: True, expected: str = "
 
 
 def as_float(value: object) -> float | None:
-    """The number as a float; None for what is no number, and for integers beyond the largest float."""
+    """The number as a float; None if it is not a number, or an integer too large for a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -116,7 +116,7 @@ def as_float(value: object) -> float | None:
 
 
 def flag(name: str, value: Any, limits: Limits) -> bool:
-    """A truth value."""
+    """A bool."""
     found = plain(value)
     if not isinstance(found, int) or found not in (0, 1):
         raise SettingError(f"{name} must be True or False; found {shown(value)}.")
@@ -124,7 +124,7 @@ def flag(name: str, value: Any, limits: Limits) -> bool:
 
 
 def one_of(*choices: str | bool) -> Reader:
-    """A reader of words."""
+    """A reader of one of these values."""
 
     def read(name: str, value: Any, limits: Limits) -> Any:
         if not isinstance(value, (str, bool)) or value not in choices:
@@ -149,8 +149,8 @@ def tokens(*, most: Bound = lambda limits: limits.vocab_size, scored: bool = Fal
     """A reader of a token id or a list of them.
 
     Args:
-        most: how many at most.
-        scored: whether each needs a score; what is only compared with generated ids may be any int64.
+        most: maximum number of ids.
+        scored: whether each id needs a score; ids that are only compared with generated ones may be any int64.
     """
 
     def read(name: str, value: Any, limits: Limits) -> list[int]:
@@ -216,7 +216,7 @@ def sequences(name: str, value: Any, limits: Limits) -> list[list[int]]:
 
 def is_bias(value: float) -> bool:
     """Whether this can be added to a score."""
-    return value <= LARGEST_BIAS  # NaN is not, minus infinity is
+    return value <= LARGEST_BIAS  # false for NaN, true for minus infinity
 
 
 _BIAS = f"a number of at most {LARGEST_BIAS:g}"
@@ -256,7 +256,7 @@ def decay(name: str, value: Any, limits: Limits) -> tuple[int, float]:
 
 
 def unsupported(*neutral: Any) -> Reader:
-    """A reader of settings that only have values that ask for nothing: the given ones, and what counts as false."""
+    """A reader of settings that must be neutral: one of the given values, or one that counts as false."""
 
     def read(name: str, value: Any, limits: Limits) -> Any:
         found = plain(value)
@@ -269,12 +269,12 @@ def unsupported(*neutral: Any) -> Reader:
 
 
 def opaque(name: str, value: Any, limits: Limits) -> Any:
-    """A setting that only transformers knows: plain values of modest size, as files hold them."""
+    """A setting that only transformers knows: a plain value of modest size, as in configuration files."""
     try:
         return _copied(plain(value), _DEEPEST)
     except ValueError:
         raise SettingError(
-            f"{name} must be a truth value, a finite number, a short string, or a short list or dict of these; found "
+            f"{name} must be a bool, a finite number, a short string, or a short list or dict of these; found "
             f"{shown(value)}."
         ) from None
 

@@ -28,7 +28,7 @@ def in_our_words(message: str) -> str:
     expected = [] if found is None else list(_TYPE.finditer(found["what"]))
     if found is None or not expected:
         return message
-    # None stands for the default in a union, and may be written.
+    # In a union None means the default, and may be written.
     wanted = dict.fromkeys("null" if one["name"] == "NoneType" else _wanted(one) for one in expected)
     options = [option for one in expected for option in _OPTION.findall(one["options"] or "")]
     value = found["value"].strip("'\"")

@@ -157,7 +157,7 @@ def _check_key(key: str, kind: Any, source: str = "") -> None:
 
 
 def _check_section(key: str, value: str, kind: Any) -> None:
-    """Refuse one value for a key that stands for several; they may come from a file or be written as a mapping."""
+    """Refuse a single value for a key that takes several; they may come from a file or be written as a mapping."""
     for part in key.split("."):
         if not is_dataclass(kind):
             return

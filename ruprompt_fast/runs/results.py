@@ -22,7 +22,7 @@ _NUM_LINES = "num_lines"
 class ResultFile:
     """The results, and beside them ``NAME.run.json``, which says what they are results of.
 
-    The file only ever grows. What a run that was killed left behind is cut back to its last whole chunk of lines, so
+    The file only ever grows. What a killed run has written is cut back to its last whole chunk of lines, so
     the lines after it come from the same batches as in a run that was never interrupted.
 
     A pipe or a device is written to and nothing else: it has no description, and is never replaced, cut or removed.

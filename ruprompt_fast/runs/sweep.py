@@ -139,7 +139,7 @@ def cell_digest(config: TrainConfig, content: str) -> str:
 
     Args:
         config: the cell's configuration; settings that it leaves to the recipe count as the recipe's.
-        content: stands for the model and the rows.
+        content: identifies the model and the rows.
     """
     prompt = members_of(make_prompt(config))[0]
     provider = prompt.provider

@@ -39,7 +39,7 @@ class Grid:
     """The values of each axis; None leaves an axis out, and the configuration's own value holds.
 
     Attributes:
-        length: numbers of rows; each in turn replaces the number of the template's first ``<P*N>``.
+        length: numbers of virtual tokens; each replaces the number of the template's first ``<P*N>``.
         init: first values of the rows. ``text`` needs ``provider.text``; ``labels`` takes ``provider.labels``, or else
             the label words of a classification task. Combinations that cannot be are skipped, with the reason.
         provider: ``tensor``, ``lstm``, ``mlp``, ``residual`` (an MLP with a residual connection), ``prefix`` (keys
@@ -93,7 +93,7 @@ AXES = tuple(axis.name for axis in fields(Axes))
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination, and the training configuration that it stands for."""
+    """One combination, and its training configuration."""
 
     axes: Axes
     config: TrainConfig

@@ -16,7 +16,7 @@ MAX_YAML_BYTES = 128 * 2**10
 
 MAX_YAML_EXPANDED = 2**20
 """Characters of a configuration with every alias written out, where each value counts 8 more. A few lines of aliases of
-aliases stand for billions of values."""
+aliases expand to billions of values."""
 
 MAX_YAML_DEPTH = 32
 """Levels of lists and mappings in a configuration."""
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds, made of mappings, lists and plain values.
 
     Raises:
-        ConfigError: the file is missing, too large or too deep, is not YAML, or its aliases stand for too much.
+        ConfigError: the file is missing, too large or too deep, is not YAML, or its aliases expand to too much.
     """
     try:
         with open_regular(path, MAX_YAML_BYTES, "a YAML file") as file:
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_extent(text: str, path: Path) -> None:
-    """Check how much a document stands for, before any of it is made.
+    """Check how much a document expands to, before any of it is made.
 
     Raises:
         ConfigError: it is too much, or an alias is within what it names.

@@ -17,14 +17,14 @@ from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_arra
 from ruprompt_fast.sampling.processors import build_processors
 from ruprompt_fast.sampling.sampler import token_logprobs
 
-# transformers' stand-in for minus infinity: what is pushed down by it still has an order in the end.
+# transformers uses this instead of minus infinity: scores lowered by it still have an order.
 _FAR_BELOW = np.float32(-1.0e9)
 _NOTHING = np.float32(0.0)
 
 
 @dataclass(slots=True)
 class BeamStep:
-    """How the beams go on: beam i continues what was beam ``parents[i]`` with ``token_ids[i]``.
+    """How the beams continue: the new beam i is the old beam ``parents[i]`` with ``token_ids[i]``.
 
     Both lists have ``num_beams`` entries; at the first step all parents are 0.
     """
@@ -61,14 +61,14 @@ class BeamSearch:
     """The state of one request's beams.
 
     Args:
-        params: the request's settings, with ``num_beams`` beams that are searched, not sampled.
-        input_ids: ids of the input; ids beyond the vocabulary stand for prompt rows.
+        params: the request's settings, without sampling.
+        input_ids: ids of the input; ids beyond the vocabulary are virtual tokens.
         vocab_size: columns of the logits that are tokens.
-        banned_ids: ids below ``vocab_size`` that are never generated. They do count where logits become probabilities.
-        stops: whether new token ids make a text with one of ``params.stop_strings``; needed where there are any.
+        banned_ids: ids below ``vocab_size`` that are never generated. They count in the softmax all the same.
+        stops: whether the text of new token ids contains one of ``params.stop_strings``; required with these.
 
     Raises:
-        SettingError: the settings ask for sampling, or have stop strings that nothing looks for.
+        SettingError: the settings ask for sampling, or have stop strings and ``stops`` is missing.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class BeamSearch:
         stops: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         if params.do_sample:
-            raise SettingError("beam search needs do_sample=False; sampled beams are transformers' own generate's.")
+            raise SettingError("beam search needs do_sample=False; sampled beams run on transformers' own generate.")
         if params.stop_strings and stops is None:
-            raise SettingError("beam search with stop_strings needs to be told when a text contains one.")
+            raise SettingError("beam search with stop_strings needs a function that tells when a text contains one.")
         self._params = params
         self._processors = build_processors(params)
         self._input_ids = token_array(input_ids)
@@ -104,7 +104,7 @@ class BeamSearch:
 
     @property
     def finished(self) -> bool:
-        """Whether no step can change the results any more."""
+        """Whether further steps cannot change the results."""
         return self._over
 
     @property
@@ -155,7 +155,7 @@ class BeamSearch:
         ]
 
     def _processed(self, logits: Tensor) -> Scores:
-        """Log-probabilities behind the processors, float32 [num_beams, vocab_size]."""
+        """Log-probabilities after the processors, float32 [num_beams, vocab_size]."""
         log_probs = logits.detach()[:, : self._vocab_size].float().log_softmax(-1).cpu().numpy()
         for row, sequence in zip(log_probs, self._running, strict=False):
             history = History(self._input_ids, sequence.token_ids)
@@ -209,7 +209,7 @@ class BeamSearch:
         return BeamStep(origins, [sequence.token_ids[-1] for sequence in self._running])
 
     def _update_finished(self, candidates: list[_Sequence], scores: Scores, ended: npt.NDArray[np.bool_]) -> None:
-        """Merge candidates that have just ended, among the best ``num_beams`` only, into the finished ones."""
+        """Merge candidates that have just ended into the finished ones, if they are among the best ``num_beams``."""
         count = len(self._finished)
         ended = ended & (np.arange(len(candidates)) < count)
         full = self._params.early_stopping is True and bool(self._is_finished.all())
@@ -229,7 +229,7 @@ class BeamSearch:
     def _scaled(self, scores: Scores, length: int) -> Scores:
         """Scores over the length to the power of ``length_penalty``.
 
-        However large a negative power makes them, they stay above what stands for no score at all.
+        A negative power must not lower them to the number that means no score.
         """
         scaled = scores / np.float32(length**self._params.length_penalty)
         found: Scores = np.where(scores > _FAR_BELOW / 2, np.maximum(scaled, _FAR_BELOW / 2), scaled)

@@ -1,8 +1,8 @@
 """Filters of candidates: top-k, top-p and their relatives, with the rules of transformers' logits warpers.
 
-Every filter looks at one row and returns the indices that it keeps, in ascending order. Where equal scores straddle
-a limit that sorting decides (top-p, top-h), lower ids stay. Sums run in float64 over the row alone, so what is kept
-does not depend on the row's neighbours.
+Every filter looks at one row and returns the indices that it keeps, in ascending order. Where equal scores lie on
+both sides of a limit in sorted order (top-p, top-h), the lower ids stay. Sums run in float64 over the row alone, so
+what is kept does not depend on the row's neighbours.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Indices: TypeAlias = npt.NDArray[np.intp]
 Filter: TypeAlias = Callable[[Scores], Indices]
 
 _LARGEST_GROUP = 64
-_TOP_H_CANDIDATES = 100  # transformers' TopHLogitsWarper looks at no more
-_HEAD = 128  # candidates among which top-p looks for its limit first
-_BUCKET_SHIFT = 18  # leaves sign, exponent and five bits of a float32
+_TOP_H_CANDIDATES = 100  # as many as transformers' TopHLogitsWarper reads
+_HEAD = 128  # top-p looks for its limit among this many candidates first
+_BUCKET_SHIFT = 18  # keeps sign, exponent and five bits of a float32
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -51,11 +51,11 @@ def build_filters(params: SamplingParams) -> tuple[Filter, ...]:
 
 
 def top_k(scores: Scores, count: int) -> Indices:
-    """The ``count`` largest, all that equal the last of them, and never minus infinity."""
+    """The ``count`` largest and all that equal the last of them, but never minus infinity."""
     floor = _LOWEST
     group = min(_LARGEST_GROUP, len(scores) // (4 * count))
     if group > 1:
-        # The count-th largest of the groups' maxima is a lower bound: so many groups hold at least one as large.
+        # The count-th largest of the groups' maxima is a lower bound: `count` groups have an element at least as large.
         grouped = len(scores) // group * group
         maxima = scores[:grouped].reshape(group, -1).max(axis=0)
         floor = max(floor, float(np.partition(maxima, -count)[-count]))
@@ -73,7 +73,7 @@ def descending(scores: Scores) -> Indices:
 
 
 def _depths(scores: Scores) -> Scores:
-    """How far each score lies below the largest, float32 and not negative."""
+    """How far each score is below the largest, float32 and not negative."""
     depths: Scores = scores.max() - scores
     return depths
 
@@ -91,7 +91,7 @@ def top_p(scores: Scores, mass: float) -> Indices:
 
 
 def _first(keys: Scores, weights: npt.NDArray[np.floating], before: float, limit: float) -> Indices:
-    """Indices from the smallest key on, in front of which less than ``limit`` of the weights stands; at least one."""
+    """Indices in ascending order of keys, while the weights before them sum to less than ``limit``; at least one."""
     order = np.argsort(keys, kind="stable")
     reached = before + np.cumsum(weights[order], dtype=np.float64)
     return order[: 1 + int(np.searchsorted(reached, limit, side="left"))]
@@ -102,7 +102,7 @@ def _smallest(keys: Scores, weights: npt.NDArray[np.floating], limit: float) -> 
 
     Args:
         keys: float32, not negative, so that their bits have their order.
-        weights: how much each counts, any floating dtype.
+        weights: the weight of each, in any floating dtype.
         limit: see :func:`_first`.
     """
     buckets = keys.view(np.uint32) >> np.uint32(_BUCKET_SHIFT)

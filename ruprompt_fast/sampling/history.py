@@ -1,4 +1,4 @@
-"""What a sequence has read and generated so far, as the score processors look at it."""
+"""What a sequence has read and generated so far, for the score processors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 Scores: TypeAlias = npt.NDArray[np.float32]
-"""One row of scores over the vocabulary, or over the candidates left of it."""
+"""One row of scores over the vocabulary, or over its remaining candidates."""
 
 TokenIds: TypeAlias = npt.NDArray[np.int64]
 
 
 def token_array(token_ids: Sequence[int] | TokenIds) -> TokenIds:
-    """The ids as int64, without a copy where they are already."""
+    """The ids as int64, without a copy if they are int64 already."""
     return np.asarray(token_ids, dtype=np.int64)
 
 
 class History:
-    """The ids of one sequence. Ids beyond the vocabulary stand for prompt rows: they separate, and nothing else.
+    """The ids of one sequence. Ids beyond the vocabulary are virtual tokens: they only separate what is around them.
 
     Args:
         input_ids: ids of the input, int64 [input length].
@@ -39,7 +39,7 @@ class History:
 
     @property
     def num_input(self) -> int:
-        """Tokens and rows of the input."""
+        """Tokens of the input, virtual ones included."""
         return len(self.input_ids)
 
     @property
@@ -57,5 +57,5 @@ class History:
 
 
 def within(token_ids: TokenIds, scores: Scores) -> TokenIds:
-    """Those of the ids that have a score: ids of prompt rows have none."""
+    """The ids that have a score: virtual tokens have none."""
     return token_ids[token_ids < len(scores)]

@@ -1,8 +1,8 @@
-"""Counter-based noise: what a token draws depends on the seed, the stream, the step and its id, and on nothing else.
+"""Counter-based noise: the number for a token depends on the seed, the stream, the step and its id only.
 
-Sampling from softmax(scores) is taking the largest of ``scores + gumbel`` (Gumbel 1954; Maddison et al. 2014). As the
-noise is keyed by the token's id, the winner is the same whichever tokens that cannot win are left out before, whatever
-else is in the batch, and in whichever order requests arrive.
+Sampling from softmax(scores) is taking the largest of ``scores + gumbel`` (Gumbel 1954; Maddison et al. 2014). The
+noise is a function of the token's id, so the winner does not depend on which losing tokens are left out before, on the
+rest of the batch, or on the order of requests.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Key: TypeAlias = tuple[int, int]
 
 _MASK64 = (1 << 64) - 1
 _UNIT = 2.0**-32
-# Screening works in float32, whose error in the weight of a token that can win is far below this.
+# Screening runs in float32; its error in the weight of a token that can win is far below this.
 _SCREENING_SLACK = 1.001
-_UNSCREENED = 256  # so few tokens are compared faster than screened
+_UNSCREENED = 256  # comparing this few tokens is faster than screening them
 
 
 def noise_key(seed: int, stream: int, step: int) -> Key:
@@ -41,7 +41,7 @@ def _splitmix64(value: int) -> int:
 def random_words(key: Key, token_ids: TokenIds | int) -> npt.NDArray[np.uint32]:
     """A uniform word of 32 bit for every token id, or for the ids ``0 .. token_ids - 1``.
 
-    Two rounds of Wellons' ``lowbias32`` finalizer, each behind its own word of the key.
+    Two rounds of Wellons' ``lowbias32`` finalizer, each after its own word of the key.
     """
     if isinstance(token_ids, int):
         words = _counter(token_ids) ^ np.uint32(key[0])
@@ -78,7 +78,7 @@ def gumbel(key: Key, token_ids: TokenIds | int) -> npt.NDArray[np.float64]:
 
 
 def _gumbel(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
-    # The numbers near zero carry the upper tail: there float64 resolves what is near one only in steps.
+    # The upper tail comes from numbers near zero, where float64 is fine enough; near one it is not.
     noise: npt.NDArray[np.float64] = -np.log(-np.log1p((words.astype(np.float64) + 0.5) * -_UNIT))
     return noise
 

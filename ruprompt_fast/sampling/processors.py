@@ -1,7 +1,7 @@
 """Score processors: penalties, biases, banned and forced tokens, with the rules and the order of transformers.
 
-A processor changes one row of scores in place. Ids of prompt rows in the history lie beyond the vocabulary: they never
-count as repeated, and an n-gram that holds one matches no n-gram of tokens.
+A processor changes one row of scores in place. Virtual tokens in the history have ids beyond the vocabulary: they
+never count as repeated, and an n-gram that holds one matches no n-gram of tokens.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 Processor: TypeAlias = Callable[[Scores, History], None]
 
-_LARGEST_EXPONENT = 64.0  # e**64 times any score of a model is still a float32
+_LARGEST_EXPONENT = 64.0  # e**64 times any score of a model fits float32
 _LARGEST = np.finfo(np.float32).max
 
 
 def build_processors(params: SamplingParams) -> tuple[Processor, ...]:
     """The processors that a request's settings ask for, in the order in which they run.
 
-    The order is that of ``GenerationMixin._get_logits_processor``; ``logit_bias`` runs beside ``sequence_bias``, the
-    presence and frequency penalties behind ``repetition_penalty``.
+    The order is that of ``GenerationMixin._get_logits_processor``; ``logit_bias`` runs together with
+    ``sequence_bias``, the presence and frequency penalties run after ``repetition_penalty``.
     """
     return (*_penalties(params), *_bounds(params))
 
 
 def _penalties(params: SamplingParams) -> list[Processor]:
-    """What depends on the tokens before."""
+    """Processors that depend on the tokens before."""
     found: list[Processor] = []
     if params.sequence_bias:
         found.append(partial(bias_sequences, sequences=Sequences(params.sequence_bias)))
@@ -53,7 +53,7 @@ def _penalties(params: SamplingParams) -> list[Processor]:
 
 
 def _bounds(params: SamplingParams) -> list[Processor]:
-    """What depends on the place, or on nothing."""
+    """Processors that depend on the position, or on nothing."""
     found: list[Processor] = []
     eos = token_array(params.eos_token_ids)
     if params.min_new_tokens and len(eos):
@@ -77,7 +77,7 @@ def _bounds(params: SamplingParams) -> list[Processor]:
 
 
 class Sequences:
-    """Token sequences with a bias each; a bias goes to the last token where the ones before it match.
+    """Token sequences with a bias each, for the last token wherever the tokens before it match.
 
     Args:
         biases: pairs of token ids and bias.
@@ -86,18 +86,18 @@ class Sequences:
     def __init__(self, biases: Sequence[tuple[tuple[int, ...], float]]) -> None:
         self._always = {sequence[0]: bias for sequence, bias in biases if len(sequence) == 1}
         self._always_arrays = _arrays(self._always)
-        self._behind: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        self._after: dict[tuple[int, ...], list[tuple[int, float]]] = {}
         for sequence, bias in biases:
             if len(sequence) > 1:
-                self._behind.setdefault(sequence[:-1], []).append((sequence[-1], bias))
-        self._lengths = sorted({len(prefix) for prefix in self._behind})
+                self._after.setdefault(sequence[:-1], []).append((sequence[-1], bias))
+        self._lengths = sorted({len(prefix) for prefix in self._after})
 
     def sums(self, history: History) -> tuple[TokenIds, Scores]:
-        """The tokens that have a bias now, each once, and the total of each one's."""
+        """The tokens that have a bias now, each once, and the sum of its biases."""
         if not self._lengths:
             return self._always_arrays
         tail = history.tail(self._lengths[-1])
-        found = [self._behind.get(tail[-length:], []) for length in self._lengths if length <= len(tail)]
+        found = [self._after.get(tail[-length:], []) for length in self._lengths if length <= len(tail)]
         if not any(found):
             return self._always_arrays
         totals = self._always.copy()
@@ -109,7 +109,7 @@ class Sequences:
 
 def _arrays(totals: dict[int, float]) -> tuple[TokenIds, Scores]:
     biases = np.fromiter(totals.values(), dtype=np.float64, count=len(totals))
-    with np.errstate(over="ignore"):  # below the smallest float32 is minus infinity
+    with np.errstate(over="ignore"):  # less than the smallest float32 becomes minus infinity
         return np.fromiter(totals, dtype=np.int64, count=len(totals)), biases.astype(np.float32)
 
 
@@ -142,7 +142,7 @@ def penalize_counts(scores: Scores, history: History, presence: float, frequency
 
 
 def ban_repeated_ngrams(scores: Scores, history: History, size: int) -> None:
-    """Ban every token that would complete an n-gram which input and output hold already."""
+    """Ban every token that would complete an n-gram of the input and output so far."""
     ids = history.ids
     windows = len(ids) - size + 1
     if windows < 1:
@@ -154,7 +154,7 @@ def ban_repeated_ngrams(scores: Scores, history: History, size: int) -> None:
 
 
 def ban(scores: Scores, history: History, token_ids: TokenIds) -> None:
-    """Ban tokens at every place."""
+    """Ban tokens at every step."""
     scores[within(token_ids, scores)] = -np.inf
 
 
@@ -165,20 +165,20 @@ def ban_until(scores: Scores, history: History, token_ids: TokenIds, num_new: in
 
 
 def ban_at_start(scores: Scores, history: History, token_ids: TokenIds, is_forced: bool) -> None:
-    """Ban tokens at the first new place; behind it where :func:`force_start` decides that one."""
+    """Ban tokens at the first step; at the second where :func:`force_start` decides the first."""
     if history.num_new == (1 if is_forced and history.num_input <= 1 else 0):
         ban(scores, history, token_ids)
 
 
 def force_start(scores: Scores, history: History, token_id: int) -> None:
-    """Leave one token where exactly one stands before it."""
+    """Leave one token where exactly one token comes before it."""
     if history.num_input + history.num_new == 1:
         scores.fill(-np.inf)
         scores[token_id] = 0.0
 
 
 def force_end(scores: Scores, history: History, token_ids: TokenIds, num_new: int) -> None:
-    """Leave only these tokens for the last of ``num_new`` new ones."""
+    """Leave only these tokens at the last of ``num_new`` steps."""
     if history.num_new == num_new - 1:
         scores.fill(-np.inf)
         scores[token_ids] = 0.0
@@ -190,7 +190,7 @@ def remove_invalid_values(scores: Scores, history: History) -> None:
 
 
 def raise_ends(scores: Scores, history: History, token_ids: TokenIds, start: int, factor: float) -> None:
-    """Raise the ends of text exponentially from ``start`` new tokens on."""
+    """Raise the scores of the end-of-text tokens exponentially after ``start`` new tokens."""
     excess = history.num_new - start
     if excess > 0:
         ends = within(token_ids, scores)

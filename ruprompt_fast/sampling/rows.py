@@ -1,4 +1,4 @@
-"""What a step asks of a sampler: a row for every sequence that waits for a token, and the token chosen for it."""
+"""What a step asks of a sampler: a row for every sequence that needs a token, and the token chosen for it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ruprompt_fast.sampling.processors import Processor, build_processors
 
 @dataclass
 class SamplingRow:
-    """One sequence that waits for a token. May be kept from step to step while ``new_ids`` grows.
+    """One sequence that needs a token. May be kept from step to step while ``new_ids`` grows.
 
     Attributes:
         params: the request's settings.
-        input_ids: ids of the input; ids beyond the vocabulary are rows of a prompt.
+        input_ids: ids of the input; ids beyond the vocabulary are virtual tokens.
         new_ids: ids generated so far.
         stream: number of the sequence's noise within its request.
-        num_samples: tokens to draw, with the streams ``stream .. stream + num_samples - 1``; greedy ones are equal.
+        num_samples: tokens to draw, with streams ``stream .. stream + num_samples - 1``; all equal without sampling.
     """
 
     params: SamplingParams
@@ -39,17 +39,17 @@ class SamplingRow:
 
     @cached_property
     def processors(self) -> tuple[Processor, ...]:
-        """What changes the scores before a token is chosen, in order."""
+        """The processors that change the scores before a token is chosen, in order."""
         return build_processors(self.params)
 
     @cached_property
     def filters(self) -> tuple[Filter, ...]:
-        """What narrows the candidates of sampling, in order; empty without ``do_sample``."""
+        """The filters of sampling's candidates, in order; none without ``do_sample``."""
         return build_filters(self.params) if self.params.do_sample else ()
 
     @cached_property
     def is_plain_greedy(self) -> bool:
-        """Whether the token is the argmax of the logits as they are, and nothing else is asked for."""
+        """Whether the token is the argmax of the unchanged logits, and nothing else is wanted."""
         return not (self.params.do_sample or self.params.logprobs or self.processors)
 
 
@@ -67,4 +67,4 @@ class SampledToken:
 
 
 Chosen: TypeAlias = SampledToken | NonFiniteLogitsError
-"""What a sampler has for a row: its tokens, or why there are none."""
+"""What a sampler returns for a row: its tokens, or why there are none."""

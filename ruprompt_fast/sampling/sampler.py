@@ -15,17 +15,17 @@ from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_arra
 from ruprompt_fast.sampling.noise import noise_key, sample_index
 from ruprompt_fast.sampling.rows import Chosen, SampledToken, SamplingRow
 
-_COLD = 1e-3  # a score divided by less may leave float32
+_COLD = 1e-3  # a score divided by less may overflow float32
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80
 
 
 class Sampler:
     """Turns logits into token ids.
 
-    Every row is computed by itself: its result does not depend on the rows beside it, on their number or order.
+    Every row is computed by itself: its result does not depend on the other rows, their number or their order.
 
     Args:
-        vocab_size: columns of the logits that are tokens; what stands behind them is never looked at.
+        vocab_size: columns of the logits that are tokens; later columns are never read.
         banned_ids: ids below ``vocab_size`` that are never generated, such as ids that the tokenizer does not have.
     """
 
@@ -39,11 +39,11 @@ class Sampler:
 
         Args:
             logits: [rows, at least vocab_size], any floating dtype; read as float32 and left unchanged.
-            rows: one for each row of the logits; None where nothing is to be chosen.
+            rows: one for each row of the logits; None where no token is to be chosen.
 
         Returns:
-            For every row its tokens; or an error where it has NaN, plus infinity, or no token left: whoever asked for
-            the other rows is not to blame.
+            For every row its tokens, or an error where the row has NaN, plus infinity, or no token left. Other rows are
+            not affected.
         """
         table = logits.detach()[:, : self._vocab_size].cpu()
         return [None if row is None else self._choose(table[index], row) for index, row in enumerate(rows)]
@@ -99,7 +99,7 @@ def largest(logits: Tensor) -> int | None:
     if logits.dtype is torch.bfloat16:
         bits = logits.view(torch.int16).numpy()
         index = int(bits.argmax())
-        # Infinity and positive NaN are the largest integers, negative NaN the largest of the unsigned ones.
+        # As integers, infinity and positive NaN are the largest; as unsigned ones, negative NaN is.
         if 0 < bits[index] < _BF16_INFINITY and bits.view(np.uint16).max() <= _BF16_MINUS_INFINITY:
             return index
     values = logits.float().numpy()
@@ -110,7 +110,7 @@ def largest(logits: Tensor) -> int | None:
 def _scale(scores: Scores, params: SamplingParams) -> None:
     """Divide by the temperature, in place."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # A row of the smallest finite numbers must not become minus infinity, nor the largest score infinity.
+        # The smallest finite scores must not become minus infinity, nor the largest score infinity.
         if params.remove_invalid_values or (params.temperature < _COLD and np.isfinite(scores.max())):
             scores -= scores.max()
         scores /= np.float32(params.temperature)

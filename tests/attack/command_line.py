@@ -36,7 +36,7 @@ VALUES = [
     "https://example.invalid/x", "a/b/c", "-", "--", "---", "=", "a=b", "%s", "$HOME", "${x}", "'", '"', "`", "\\",
     "text2text", "classification", "style", "bfloat16", "float16", "cuda:99", "meta", "mps", "cpu:7", "skip", "fail",
 ]  # fmt: skip
-"""What is given for every key in turn."""
+"""What is given for one key after another."""
 
 LONGEST_LINE = 2100
 SLOW_SECONDS = 60.0

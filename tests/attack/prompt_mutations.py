@@ -58,7 +58,7 @@ def _splice(data: bytearray, other: bytes, rng: random.Random) -> bytearray:
 
 
 def _resize(data: bytearray, other: bytes, rng: random.Random) -> bytearray:
-    """Put a number where one may stand: lengths and places are numbers of 1 to 8 bytes."""
+    """Put a number where one may be: lengths and places are numbers of 1 to 8 bytes."""
     layout = rng.choice("BHIQ")
     size = struct.calcsize(layout)
     value = rng.choice((0, 1, 2, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), rng.randrange(2 ** (8 * size)), len(data)))

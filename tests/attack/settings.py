@@ -20,7 +20,7 @@ _ENOUGH = 20
 def attack(seconds: float, seed: int) -> Tally:
     """Attack for about so long; what is tried depends on the seed alone.
 
-    Half of the attacks are one odd value each, drawn anew; the other half two or three values together, each of which
+    Half of the attacks are one odd value each, drawn again; the other half two or three values together, each of which
     was answered by itself.
     """
     tally, chance = Tally("settings"), random.Random(seed)

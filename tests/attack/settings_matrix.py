@@ -65,7 +65,7 @@ def _nested(depth: int) -> list[Any]:
 
 
 VALUES: dict[str, Callable[[], Any]] = {
-    # made anew for every attack: some can be used up
+    # made again for every attack: some can be used up
     "None": lambda: None,
     "True": lambda: True,
     "False": lambda: False,

@@ -52,7 +52,7 @@ class Served:
         return self.pool.pack(keys, values)
 
     def use(self, entry: PrefixEntry, content: int) -> None:
-        """Run a request behind the prefix: its pages hold its content then."""
+        """Run a request after the prefix: its pages hold its content then."""
         step = self.owner.use(entry.prefix_id)
         self.cache.exchange(step.evicted, step.loaded)
         expected = self.pages(content, entry.length)
@@ -152,7 +152,7 @@ def test_without_room_in_host_memory_it_is_computed_again() -> None:
 def test_copies_that_are_on_the_device_too_make_room_first() -> None:
     served = Served(num_pages=2, host_pages=2)
     entries = [served.acquire(content) for content in range(4)]
-    for content in (0, 1, 2, 3, 0):  # 0 is loaded; 1 and 2 stay behind as copies, 0's own goes
+    for content in (0, 1, 2, 3, 0):  # 0 is loaded; the copies of 1 and 2 stay, 0's own goes
         served.use(entries[content], content)
     assert served.owner.host_copies == {entries[1].prefix_id, entries[2].prefix_id}
     assert served.computed == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Whatever stands on the command line: one line on standard error and a status, never a traceback."""
+"""Whatever is on the command line: one line on standard error and a status, never a traceback."""
 
 from __future__ import annotations
 

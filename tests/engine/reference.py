@@ -37,7 +37,7 @@ TEMPLATES = {
     "literal": "кто там <P*20>и {text}<P>",
 }
 
-# Behind their prompts these end on both sides of page borders, and beyond the sliding windows.
+# After their prompts these end on both sides of page borders, and beyond the sliding windows.
 REQUESTS: list[tuple[str, str | None]] = [
     ("привет, как дела", "leading"),
     ("да", "around"),
@@ -102,7 +102,7 @@ class Reference:
             return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
 
     def logits(self, text: str, name: str | None, new_ids: Sequence[int] = ()) -> Tensor:
-        """Behind the input and behind every generated token, [1 + new, vocabulary]."""
+        """After the input and after every generated token, [1 + new, vocabulary]."""
         embeds = self.embeds(text, name, new_ids)[None]
         with torch.no_grad():
             return self.model(inputs_embeds=embeds, use_cache=False).logits[0, -len(new_ids) - 1 :].float()

@@ -187,7 +187,7 @@ class Driver:
         groups = [(self.requests[row[0]].prefix, self.requests[row[0]].tenant) for row in plan.rows if row[0] >= 0]
         for key in (groups, [prefix for prefix, _ in groups]):
             assert len([i for i, group in enumerate(key) if i == 0 or key[i - 1] != group]) == len(set(key))
-        # No page that is written to stands in the table of another row.
+        # No page that is written to is in the table of another row.
         written = {slot // PAGE_SIZE for slot in plan.write_slots}
         for i, table in enumerate(plan.block_tables):
             own = written & set(table)

@@ -1,4 +1,4 @@
-"""Deep prompts in the engine: what transformers computes behind a cache that holds their keys and values."""
+"""Deep prompts in the engine: what transformers computes after a cache that holds their keys and values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def deep_prompt(
 
 
 class DeepReference(Reference):
-    """Transformers behind a cache that is filled with a deep prompt's keys and values; one request at a time."""
+    """Transformers after a cache that is filled with a deep prompt's keys and values; one request at a time."""
 
     def _ids(self, text: str, name: str) -> list[int]:
         template = self.prompts[name].format.template
@@ -301,7 +301,7 @@ class TestInputs:
         served = case("gpt2").serve()
         text = "а" * 80
         served.generate(text, "deep long", max_new_tokens=128 - 37 - 80)
-        with pytest.raises(ContextLengthError, match="input 0 has 117 tokens, prompt rows included"):
+        with pytest.raises(ContextLengthError, match="input 0 has 117 tokens, virtual tokens included"):
             served.generate(text, "deep long", max_new_tokens=128 - 37 - 80 + 1)
 
 
@@ -345,7 +345,7 @@ class TestRefusals:
     def test_settings_that_only_transformers_knows(self) -> None:
         served = case("gpt2").serve()
         for call in (served.generate, served.stream):
-            with pytest.raises(SettingError, match="'deep' is a deep one.* because of guidance_scale. Leave that out"):
+            with pytest.raises(SettingError, match="'deep' is a deep prompt.* of guidance_scale. Leave that out"):
                 call(TEXTS[0], "deep", guidance_scale=2.0)
         with pytest.raises(SettingError, match="because of 40 sequences, more than max_batch_size=16"):
             served.generate(TEXTS[:2], ["leading", "deep"], num_beams=40)

@@ -284,7 +284,7 @@ def test_a_stream_that_nobody_ever_reads(model: FastPromptModel) -> None:
     assert_nothing_left(model)
 
 
-@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 2}], ids=["engine", "padded"])
+@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 2}], ids=["engine", "fallback"])
 def test_a_stream_collected_in_the_midst_of_a_step(model: FastPromptModel, settings: dict[str, int]) -> None:
     """The collector closes it in a thread that holds every lock there is."""
 

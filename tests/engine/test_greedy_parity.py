@@ -116,7 +116,7 @@ def test_eviction_under_a_mixed_load() -> None:
 @pytest.mark.parametrize("max_step_tokens", [7, 64])
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
 def test_shared_text_pages(family: str, max_step_tokens: int) -> None:
-    """Long texts that begin alike share whole pages; also those behind one prompt, never those behind two."""
+    """Long texts that begin alike share whole pages; also those after one prompt, never those after two."""
     served = case(family).serve(max_step_tokens=max_step_tokens)
     endings = ["", "а", "где ключ", "нет"]
     for name in (None, "leading", "around"):
@@ -152,7 +152,7 @@ def test_causes_cover_the_padded_families() -> None:
 
 @pytest.mark.cpu_backend("no engine runs")
 @pytest.mark.parametrize("family", CAUSES)
-def test_what_the_probe_refuses_takes_the_padded_path(family: str) -> None:
+def test_what_the_check_refuses_takes_the_fallback(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     width = model.get_input_embeddings().embedding_dim
     prompt = Prompt(

@@ -39,7 +39,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "all": {"top_k": 20, "temperature": 1.3, "top_p": 0.95, "repetition_penalty": 1.2, "logit_bias": {7: 1.5}},
 }
 SETTINGS = ["plain", *cpu_only([name for name in SAMPLING if name not in ("plain", "all")], "one sampler"), "all"]
-# Long enough for whole pages of its own behind a prefix, which requests of one prompt share.
+# Long enough for whole pages of its own after a prefix, which requests of one prompt share.
 LONG_TEXT = "съешь же ещё этих мягких французских булок, да выпей чаю. "
 SEEDS = [100 + index for index in range(len(REQUESTS))]
 COMMON: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "output_scores": True, "eos_token_id": END}
@@ -192,7 +192,7 @@ def test_a_replaced_prompt_never_serves_old_keys(num_pages: int) -> None:
 
 
 def test_prompts_share_no_pages_of_their_texts() -> None:
-    """The same text behind other rows of equal number has other keys."""
+    """The same text after other rows of equal number has other keys."""
     settings = {"max_new_tokens": 4, "do_sample": False, "output_scores": True, "eos_token_id": None}
     served = fresh(2)
     expected = [fresh(2).generate(LONG_TEXT, name, **settings)[0] for name in ("p0", "p1")]

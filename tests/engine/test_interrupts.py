@@ -65,7 +65,7 @@ def test_an_interrupt_in_a_step_leaves_the_requests_of_other_threads_alone() -> 
     assert_nothing_left(model)
 
 
-@pytest.mark.parametrize("settings", [{}, FALLBACK], ids=["engine", "padded"])
+@pytest.mark.parametrize("settings", [{}, FALLBACK], ids=["engine", "fallback"])
 def test_streams_that_are_interrupted_and_forgotten(settings: dict[str, int]) -> None:
     model = serve()
     text, name = REQUESTS[0]

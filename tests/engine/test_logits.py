@@ -86,7 +86,7 @@ def test_logprobs_of_decoded_tokens(family: str, max_step_tokens: int) -> None:
     assert_at_rest(served)
 
 
-def test_logprobs_behind_preemptions() -> None:
+def test_logprobs_after_preemptions() -> None:
     """What is computed a second time is the same."""
     served = case("gpt2").serve(num_pages=9, max_step_tokens=16)
     settings = {"do_sample": True, "top_k": 0, "output_scores": True, "max_new_tokens": 40, "eos_token_id": None}

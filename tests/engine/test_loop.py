@@ -59,26 +59,26 @@ def test_handed_on_in_the_order_of_arrival() -> None:
 
 
 def test_who_takes_it_in_a_loop_lets_others_in() -> None:
-    """It keeps each turn until somebody waits, so who waits is always the next."""
+    """It keeps the engine lock until somebody waits, so who waits is always the next."""
     lock = FairLock()
-    turns: list[str] = []
+    served: list[str] = []
 
     def greedy() -> None:
         for _ in range(5):
             with lock:
-                turns.append("greedy")
+                served.append("greedy")
                 wait_for(lambda: lock._gates)
 
     def modest() -> None:
         with lock:
-            turns.append("modest")
+            served.append("modest")
 
     threads = start(greedy)
     for count in range(1, 6):
-        wait_for(lambda count=count: turns.count("greedy") == count)
+        wait_for(lambda count=count: served.count("greedy") == count)
         join(start(modest))
     join(threads)
-    assert turns == ["greedy", "modest"] * 5
+    assert served == ["greedy", "modest"] * 5
 
 
 def test_an_error_inside_gives_it_back() -> None:

@@ -63,7 +63,7 @@ def reference() -> Reference:
 
 
 def draw_requests(tokenizer: PreTrainedTokenizerFast) -> list[Request]:
-    """English of 5 to 60 tokens behind the prompts in turn, shorter ones more often."""
+    """English of 5 to 60 tokens after one prompt after another, shorter ones more often."""
     rng = random.Random(1)
     ids = tokenizer(ENGLISH)["input_ids"]
     requests = []

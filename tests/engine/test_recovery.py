@@ -28,7 +28,7 @@ def test_warming_may_only_load() -> None:
 
 
 @pytest.mark.cpu_backend("no engine runs")
-def test_a_window_in_masks_only_takes_the_padded_path() -> None:
+def test_a_window_in_masks_only_takes_the_fallback() -> None:
     torch.manual_seed(0)
     config = tf.PhimoeConfig(
         vocab_size=60,
@@ -68,7 +68,7 @@ def test_one_broken_request_ends_its_call_at_once() -> None:
     assert_nothing_left(served)
 
 
-def test_more_beams_than_the_engine_runs_take_the_padded_path() -> None:
+def test_more_beams_than_the_engine_runs_take_the_fallback() -> None:
     served = serve(max_batch_size=2)
     outputs = served.generate("привет", "short", num_beams=4, num_return_sequences=3, max_new_tokens=4)
     assert len(outputs) == 3

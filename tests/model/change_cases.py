@@ -77,7 +77,7 @@ def projection(model: nn.Module) -> Any:
 
 
 def projection_place(model: nn.Module) -> tuple[nn.Module, str]:
-    """Where :func:`projection` stands."""
+    """The place of :func:`projection`."""
     return next(
         (parent, name) for parent in model.modules() for name, _ in parent.named_children() if _is_projection(name)
     )
@@ -137,7 +137,7 @@ def _assign(owner: Any) -> None:
 
 
 def _bent(x: Tensor) -> Tensor:
-    """Something that no norm behind it takes out again."""
+    """Something that no norm after it takes out again."""
     return x + torch.linspace(-1, 1, x.shape[-1]).to(x)
 
 

@@ -74,10 +74,10 @@ def check_same(found: Answers, expected: Answers) -> None:
 def check_follows(
     served: FastPromptModel, prompts: dict[str, Prompt], change: Change, int8: bool = False
 ) -> FastPromptModel:
-    """Caches are warm before the change; the answers differ after it, and are those of the model loaded anew.
+    """Caches are warm before the change; the answers differ after it, and are those of the model loaded again.
 
     Returns:
-        The model loaded anew.
+        The model loaded again.
     """
     before = answers(served)
     check_same(answers(served), before)
@@ -336,7 +336,7 @@ def test_a_provider_that_is_trained_while_it_is_served(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "gptj", "falcon"])
-def test_the_padded_path_reads_the_weights_as_they_are(family: str) -> None:
+def test_the_fallback_reads_the_weights_as_they_are(family: str) -> None:
     model = sharp_model(family)
     prompts = {name: prompt for name, prompt in prompts_for(model).items() if name != "bare"}
     served = serve(model, prompts)

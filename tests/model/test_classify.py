@@ -10,7 +10,7 @@ from ruprompt_fast import FastPromptModel, Prompt
 
 
 def label_logprob(model: PreTrainedModel, before: torch.Tensor, label: list[int]) -> float:
-    """Log-probability of a label behind embeddings [tokens, width], one token after another."""
+    """Log-probability of a label after embeddings [tokens, width], one token after another."""
     table = model.get_input_embeddings()
     total, read = 0.0, []
     for token in label:

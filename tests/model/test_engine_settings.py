@@ -24,7 +24,7 @@ from ruprompt_fast.errors import (
 )
 
 SAMPLED = {"do_sample": True, "temperature": 2.0, "top_k": 0, "eos_token_id": None}
-PADDED = {"prompt_lookup_num_tokens": 2}
+FALLBACK = {"prompt_lookup_num_tokens": 2}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_samples_of_one_request_differ(model: FastPromptModel) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_seeds_on_the_padded_path(family: str) -> None:
+def test_seeds_on_the_fallback(family: str) -> None:
     """Repeatable, whatever runs beside them; torch's own generator is left where it was."""
     served = serve(family)
     settings = {**SAMPLED, **({"encoder_repetition_penalty": 1.2} if family == "llama" else {})}
@@ -164,12 +164,10 @@ def test_unknown_names(model: FastPromptModel) -> None:
 
 
 @pytest.mark.parametrize("extra", [{"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"logit_bias": {10: 1.0}}])
-def test_what_only_the_engine_knows_is_refused_on_the_padded_path(
-    model: FastPromptModel, extra: dict[str, Any]
-) -> None:
+def test_what_only_the_engine_knows_is_refused_on_the_fallback(model: FastPromptModel, extra: dict[str, Any]) -> None:
     (name,) = extra
     with pytest.raises(SettingError, match=f"{name}.*prompt_lookup_num_tokens"):
-        model.generate("да", **PADDED, **extra)
+        model.generate("да", **FALLBACK, **extra)
     with pytest.raises(SettingError, match=f"{name}.*encoder-decoder"):
         serve("t5").generate("да", **extra)
 
@@ -179,7 +177,7 @@ def test_what_only_the_engine_knows_is_refused_on_the_padded_path(
 
 @pytest.mark.every_backend
 def test_every_request_its_own_way(model: FastPromptModel) -> None:
-    """Greedy, sampling, beams, several of each, stop strings and one for the padded path, in one call."""
+    """Greedy, sampling, beams, several of each, stop strings and one for the transformers fallback, in one call."""
     variants: list[dict[str, Any]] = [
         {"do_sample": False, "max_new_tokens": 9},
         {"do_sample": True, "temperature": 1.7, "top_p": 0.9, "max_new_tokens": 5, "num_return_sequences": 2},
@@ -208,7 +206,7 @@ def test_every_request_its_own_way(model: FastPromptModel) -> None:
 
 @pytest.mark.every_backend
 def test_logprobs_of_what_was_sampled(model: FastPromptModel) -> None:
-    """Each is the model's own log-probability of the token, behind the tokens before it."""
+    """Each is the model's own log-probability of the token, after the tokens before it."""
     for output in model.generate(INPUTS[3], seed=2, max_new_tokens=8, output_scores=True, do_sample=True, top_k=0):
         assert output.logprobs is not None
         assert len(output.logprobs) == len(output.token_ids)
@@ -247,7 +245,7 @@ def test_time_ends_a_request_but_not_its_neighbours(model: FastPromptModel, sett
 # progress
 
 
-@pytest.mark.parametrize("path", [{}, PADDED], ids=["engine", "padded"])
+@pytest.mark.parametrize("path", [{}, FALLBACK], ids=["engine", "fallback"])
 def test_progress_on_standard_error(
     model: FastPromptModel, capsys: pytest.CaptureFixture[str], path: dict[str, Any]
 ) -> None:
@@ -261,7 +259,7 @@ def test_progress_on_standard_error(
 
 
 def test_progress_over_both_paths(model: FastPromptModel, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = [GenerationConfig(**(PADDED if index % 2 else {}), max_new_tokens=3) for index in range(len(INPUTS))]
+    configs = [GenerationConfig(**(FALLBACK if index % 2 else {}), max_new_tokens=3) for index in range(len(INPUTS))]
     model.generate(INPUTS, NAMES, configs, progress=True)
     assert f"{len(INPUTS)}/{len(INPUTS)}" in capsys.readouterr().err
 
@@ -454,6 +452,6 @@ def test_a_failed_load_gives_the_model_back() -> None:
     assert torch.equal(text_of(tiny_model("llama")), text_of(base))
 
 
-def test_prompt_lookup_does_not_sample_behind_a_prompt(model: FastPromptModel) -> None:
+def test_prompt_lookup_does_not_sample_after_a_prompt(model: FastPromptModel) -> None:
     with pytest.raises(SettingError, match="prompt_lookup_num_tokens with do_sample=True"):
-        model.generate("привет", "short", do_sample=True, **PADDED)
+        model.generate("привет", "short", do_sample=True, **FALLBACK)

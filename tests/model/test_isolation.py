@@ -142,8 +142,8 @@ def test_a_long_call_of_the_fallback_lets_others_between(path: dict[str, Any]) -
     expected = model.generate("привет", "short", max_new_tokens=4, **ENDLESS)
     long_ids = model.generate("да", max_new_tokens=100, **ENDLESS, **LOOKUP)
     order: list[str] = []
-    turn = model._dispatcher._loop._engine_lock
-    calls = Fault(lambda: calls.calls < 5 or wait_for(lambda: turn._gates or "short" in order))
+    engine_lock = model._dispatcher._loop._engine_lock
+    calls = Fault(lambda: calls.calls < 5 or wait_for(lambda: engine_lock._gates or "short" in order))
     with hooked(model, calls):
         thread = threading.Thread(
             target=lambda: order.append(

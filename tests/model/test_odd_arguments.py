@@ -210,7 +210,7 @@ def test_length_penalties_at_the_border(model: FastPromptModel) -> None:
         assert output.token_ids
 
 
-def test_ngrams_of_one_token_behind_a_prompt(model: FastPromptModel) -> None:
+def test_ngrams_of_one_token_after_a_prompt(model: FastPromptModel) -> None:
     for name in ("encoder_no_repeat_ngram_size", "no_repeat_ngram_size"):
         settings = {"encoder_repetition_penalty": 1.1, name: 1, "max_new_tokens": 10, **ENDLESS}
         output = model.generate("привет", "short", **settings)[0]

@@ -1,4 +1,4 @@
-"""What leaves a served model as it is does not have its engine made anew."""
+"""What leaves a served model as it is does not have its engine made again."""
 
 from __future__ import annotations
 
@@ -86,4 +86,4 @@ def test_the_engine_stays(family: str) -> None:
         before = _num_steps(served)
         use(served)
         assert answers(served)[0] == expected[0], name
-        assert _num_steps(served) > before, name  # an engine that is made anew counts from 0
+        assert _num_steps(served) > before, name  # an engine that is made again counts from 0

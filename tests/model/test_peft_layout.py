@@ -28,7 +28,7 @@ SETTINGS = {
     "suppress_tokens": list(range(NUM_TOKENS, VOCAB)),
 }
 TEXTS = ("привет, как дела", "", "а </s> б", " да")
-CASES = {"none": ("", ""), "front": ("<s>", ""), "behind": ("", "</s>"), "both": ("<s>", "</s>")}
+CASES = {"none": ("", ""), "front": ("<s>", ""), "after": ("", "</s>"), "both": ("<s>", "</s>")}
 
 
 def tokenizer_with(leading: str, trailing: str, metaspace: bool = False) -> PreTrainedTokenizerFast:

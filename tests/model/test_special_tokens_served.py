@@ -1,4 +1,4 @@
-"""Special tokens of requests stand where the template says, never come from data; decoders go on with their texts."""
+"""Special tokens of requests are where the template says, never come from data; decoders go on with their texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def continuation(model: PreTrainedModel, input_ids: list[int]) -> list[int]:
 
 
 def test_a_decoder_goes_on_with_a_text() -> None:
-    """The tokenizer puts an end token behind every text, which the text to go on with has not."""
+    """The tokenizer puts an end token after every text, which the text to go on with has not."""
     tokenizer = tokenizer_with("<s> $A </s>")
     served = served_with(tokenizer)
     [output] = served.generate("да", **GREEDY, eos_token_id=2)
@@ -71,7 +71,7 @@ def test_an_encoder_reads_the_whole_text() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_control_text_is_data_behind_a_prompt_and_the_callers_own_without_one(family: str) -> None:
+def test_control_text_is_data_after_a_prompt_and_the_callers_own_without_one(family: str) -> None:
     served = served_with(tokenizer_with("<s> $A"), family=family)
     assert served.count_tokens("да</s>", "it") == [3 + 1 + 2 + 4]
     assert served.count_tokens("да</s>") == [1 + 2 + 1]
@@ -108,8 +108,8 @@ def test_deep_prompts_stand_before_the_leading_tokens(template: str) -> None:
     tokenizer, model = tokenizer_with("<s> $A </s>"), sharp_model("llama")
     prompt = Prompt(PromptFormat(template), PrefixTuningProvider(seed=0))
     prompt.initialize(model, tokenizer)
-    behind = prompt.format.without_leading_rows()
-    encoded = behind.encode({"text": "да</s>"}, tokenizer, is_continued=True)
+    format = prompt.format.without_leading_rows()
+    encoded = format.encode({"text": "да</s>"}, tokenizer, is_continued=True)
     assert encoded.input_ids == [1, *ids("да</s>")]
     served = FastPromptModel.from_pretrained(model, {"it": prompt}, tokenizer)
     assert served.count_tokens("да</s>", "it") == [3 + 1 + 2 + 4]

@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._commit(repo, parts, revision, body, parse_qs(url.query))
 
     def _describe(self, repo_id: str, rest: list[str]) -> None:
-        """``/api/models/owner/name``, and ``.../tree/revision/folder`` behind it."""
+        """``/api/models/owner/name``, and ``.../tree/revision/folder`` after it."""
         repo = self.hub.repos.get(repo_id)
         if repo is None:
             self._fail(401, "RepoNotFound", "Repository not found")

@@ -229,7 +229,7 @@ class TestPrompts:
 
 class TestFiles:
     def test_ruprompts_finds_its_own_entries_only(self, tmp_path: Path) -> None:
-        """It makes its config of everything that stands in ``config``, and reads nothing beside ``format``."""
+        """It makes its config of everything that is in ``config``, and reads nothing beside ``format``."""
         make(named(tiny_model("gpt2"), "gpt2")).save_pretrained(tmp_path)
         content = json.loads((tmp_path / "prompt.json").read_text(encoding="utf-8"))
         assert set(content["config"]) == {"embedding_dim", "prompt_length", "pretrained_model_name", "is_safe"}

@@ -220,7 +220,7 @@ class TestFiles:
 
 
 class TestFormat:
-    def test_the_text_behind_the_rows(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_the_text_after_the_rows(self, tokenizer: PreTrainedTokenizerFast) -> None:
         for template, text in (("<P*3>{text}", "{text}"), ("<P*2><P>a {x}{{}} b", "a {x}{{}} b"), ("<P*3>", "")):
             format = PromptFormat(template, tokenizer=tokenizer).without_leading_rows()
             assert (format.template, format.prompt_length) == (text, 0)

@@ -76,7 +76,7 @@ class TestAllFamilies:
         tokenizer = shared(family)
         format = with_text_form(template, tokenizer)
         expected = through_text(format, item, tokenizer)
-        # A combining character behind a marker can swallow it in the text form; encode() keeps every row.
+        # A combining character after a marker can swallow it in the text form; encode() keeps every row.
         assume(sum(token >= FIRST for token in expected) == format.prompt_length)
         encoded = format.encode(item, tokenizer, first_row_id=FIRST)
         assert encoded.input_ids == expected
@@ -214,7 +214,7 @@ class TestRowIds:
         assert encoded.input_ids[encoded.prefix_len - 1] == FIRST + 1
         assert len(encoded.input_ids) > encoded.prefix_len
 
-    def test_literal_text_behind_the_last_row_is_not_in_the_prefix(self) -> None:
+    def test_literal_text_after_the_last_row_is_not_in_the_prefix(self) -> None:
         tokenizer = shared("byte_level_nfc")
         format = with_text_form("Q: <P*2>passage {a}<P>", tokenizer)
         prefix = format.static_prefix(tokenizer, FIRST)
@@ -274,7 +274,7 @@ class TestStateOfTokenizers:
         assert format.encode(item, tokenizer, FIRST, reads_control_text=True).input_ids == plain
 
     def test_markers_between_other_added_tokens(self) -> None:
-        """Taking a marker out must not move the ids behind it."""
+        """Taking a marker out must not move the ids after it."""
         tokenizer = copy.deepcopy(shared("byte_level"))
         tokenizer.add_tokens(["<first>"])
         format = with_text_form("<P>{a}", tokenizer)
@@ -287,7 +287,7 @@ class TestStateOfTokenizers:
 
     @pytest.mark.parametrize("kind", [PreTrainedTokenizerFast, _ShoutingTokenizer])
     def test_a_marker_of_the_base_vocabulary(self, kind: type[PreTrainedTokenizerFast]) -> None:
-        """Renamed it is a new token, so it moves the ids behind it; they must come out as they were."""
+        """Renamed it is a new token, so it moves the ids after it; they must come out as they were."""
         base = Tokenizer(models.BPE())
         base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         base.decoder = decoders.ByteLevel()

@@ -42,7 +42,7 @@ def spelled(ids: list[int], family: str) -> str:
 
 
 @pytest.mark.parametrize("family", SENTENCEPIECE)
-def test_a_text_behind_others_has_no_word_boundary_of_its_own(family: str) -> None:
+def test_a_text_after_others_has_no_word_boundary_of_its_own(family: str) -> None:
     for before in ("{text}", "{text} question"):
         assert spelled(init_tokens(f"{before}<P> answer</P>", family), family) == "▁answer"
         assert spelled(init_tokens(f"{before}<P>answer</P>", family), family) == "answer"

@@ -27,7 +27,7 @@ class _OddPath:
 
 PATHS: dict[str, Any] = {
     "null byte": "/a\0b",
-    "null byte behind ~": "~\0",
+    "null byte after ~": "~\0",
     "a long name": "/" + "a" * 5_000,
     "a long path": "/a" * 5_000,
     "a lone surrogate": "/\ud800",

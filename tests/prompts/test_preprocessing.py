@@ -27,7 +27,7 @@ from ruprompt_fast.prompts import PromptFormat, Text2TextPreprocessor
 FAMILIES = [name for name in BUILDERS if name != "prepending_normalizer"]
 WORDS = ["", " ", "\n", "солнце", " день", "the answer", "two", "…", "🙂"]
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map("".join)
-# Special tokens that the tokenizer puts behind every text; a decoder goes on with the text, so it reads none of them.
+# Special tokens that the tokenizer puts after every text; a decoder goes on with the text, so it reads none of them.
 NUM_TRAILING = {"metaspace_always": 1, "unigram": 1, "wordpiece": 1, "python_bytes": 1}
 TEMPLATES = ("<P*2>{text}<P>", "<P>Q: {text} A:<P>", "<P>{text} A: ", "{other} <P*3>x{text}")
 
@@ -78,7 +78,7 @@ class TestAllFamilies:
         if not target:
             assert found == [tokenizer.eos_token_id]
         if template.endswith("<P>"):
-            # Behind a row the target's tokens are its own.
+            # After a row the target's tokens are its own.
             row = max(i for i, token in enumerate(example["input_ids"]) if token == format.prompt_token_ids[0])
             assert start == row + 1
 
@@ -143,7 +143,7 @@ class TestExamples:
         assert example["input_ids"].count(format.prompt_token_ids[0]) == 3
 
     def test_the_end_comes_once(self) -> None:
-        """The tokenizer itself puts an end token behind every text."""
+        """The tokenizer itself puts an end token after every text."""
         format, tokenizer = READY["unigram", "<P*2>{text}<P>"]
         example = Text2TextPreprocessor(format, tokenizer, "target")({"text": "two", "target": ""})
         assert example["input_ids"].count(tokenizer.eos_token_id) == 1

@@ -1,4 +1,4 @@
-"""Special tokens stand where the template says, by their ids; fields and targets are data and never give any."""
+"""Special tokens are where the template says, by their ids; fields and targets are data and never give any."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts in front of a text and behind it."""
+    """What the tokenizer puts in front of a text and after it."""
     whole, text = tokenizer("two").input_ids, tokenizer("two", add_special_tokens=False).input_ids
     start = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
     return whole[:start], whole[start + len(text) :]
@@ -137,7 +137,7 @@ class TestAllTokenizers:
         ]
         assert ours.static_prefix(tokenizer, FIRST) == [FIRST, FIRST + 1, *leading]
 
-    def test_a_new_template_that_says_nothing_stands_behind_the_leading_tokens(self, name: str) -> None:
+    def test_a_new_template_that_says_nothing_comes_after_the_leading_tokens(self, name: str) -> None:
         tokenizer = TOKENIZERS[name]
         leading, _ = around(tokenizer)
         format = PromptFormat("<P*2>{text}", tokenizer=tokenizer)
@@ -236,7 +236,7 @@ class TestTemplates:
             format.encode({"text": "one"}, shared("wordpiece"), FIRST)
 
     def test_a_compiled_template_is_taken_at_its_word(self) -> None:
-        """Files of before keep their meaning: a token that stands in one does not take the place of those added."""
+        """Files of before keep their meaning: a token that is in one does not take the place of those added."""
         tokenizer = shared("byte_level_nfc")
         [one] = tokenizer("one", add_special_tokens=False).input_ids
         for compiled, expected in {

@@ -1,4 +1,4 @@
-"""Text behind an input: input and text read as the tokenizer decodes all tokens, for every kind of tokenizer."""
+"""Text after an input: input and text read as the tokenizer decodes all tokens, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_input_and_text_read_as_all_tokens(tokenizer: PreTrainedTokenizerBase, d
 @each_tokenizer
 @settings(max_examples=80)
 @given(st.data())
-def test_pieces_add_up_behind_an_input(tokenizer: PreTrainedTokenizerBase, data: st.DataObject) -> None:
+def test_pieces_add_up_after_an_input(tokenizer: PreTrainedTokenizerBase, data: st.DataObject) -> None:
     before = ids_of(tokenizer, data.draw(st.sampled_from(TEXTS)))
     before = [*before, *data.draw(st.sampled_from([[], [ROW], [tokenizer.eos_token_id]]))]
     new = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
@@ -72,7 +72,7 @@ def test_the_first_space_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "replacing_normalizer"])  # has T5's decoder
 @pytest.mark.parametrize("text", ["one", " two", "two three"])
 @pytest.mark.parametrize("template", ["<P*2>{text}<P>{target}", "<P*2>{target}", "{text}<P>{target}"])
-def test_a_text_that_was_trained_behind_rows_comes_out_as_it_was_written(name: str, text: str, template: str) -> None:
+def test_a_text_that_was_trained_after_rows_comes_out_as_it_was_written(name: str, text: str, template: str) -> None:
     tokenizer = TOKENIZERS[name]
 
     def trained(target: str) -> tuple[list[int], list[int]]:

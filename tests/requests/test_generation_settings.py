@@ -8,7 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from ruprompt_fast.errors import SettingError
-from ruprompt_fast.requests.coverage import IMPLEMENTED, WITHOUT_EFFECT, padded_only_settings
+from ruprompt_fast.requests.coverage import IMPLEMENTED, WITHOUT_EFFECT, fallback_only_settings
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
 from ruprompt_fast.sampling.rows import SamplingRow
@@ -28,7 +28,7 @@ def test_defaults_are_those_of_generate() -> None:
     assert resolve() == resolve(**defaults)
     assert resolve(do_sample=True) == resolve(**(defaults | {"do_sample": True}))
     assert resolve(do_sample=True).top_k == defaults["top_k"]
-    assert padded_only_settings(GenerationConfig(**defaults)) == []
+    assert fallback_only_settings(GenerationConfig(**defaults)) == []
 
 
 def test_greedy_without_settings_is_plain() -> None:
@@ -157,7 +157,7 @@ def test_every_field_of_the_config_is_implemented_without_effect_or_left_to_tran
     for name in fields:
         unusual = config_with(name, object())
         ignored = name in IMPLEMENTED or name in WITHOUT_EFFECT
-        assert padded_only_settings(unusual) == ([] if ignored else [name])
+        assert fallback_only_settings(unusual) == ([] if ignored else [name])
 
 
 def test_implemented_fields_change_the_params() -> None:
@@ -179,7 +179,7 @@ def test_implemented_fields_change_the_params() -> None:
 
 @pytest.mark.parametrize(("name", "value"), NEUTRAL.items())
 def test_neutral_values_ask_for_nothing(name: str, value: Any) -> None:
-    assert padded_only_settings(config_with(name, value)) == []
+    assert fallback_only_settings(config_with(name, value)) == []
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_neutral_values_ask_for_nothing(name: str, value: Any) -> None:
     ],
 )
 def test_what_is_left_to_transformers(name: str, value: Any) -> None:
-    assert padded_only_settings(config_with(name, value)) == [name]
+    assert fallback_only_settings(config_with(name, value)) == [name]
 
 
 def test_sampled_beams_are_left_to_transformers() -> None:
-    assert padded_only_settings(GenerationConfig(do_sample=True, num_beams=2)) == ["do_sample", "num_beams"]
-    assert padded_only_settings(GenerationConfig(do_sample=True, num_beams=1)) == []
+    assert fallback_only_settings(GenerationConfig(do_sample=True, num_beams=2)) == ["do_sample", "num_beams"]
+    assert fallback_only_settings(GenerationConfig(do_sample=True, num_beams=1)) == []

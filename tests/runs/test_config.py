@@ -207,7 +207,7 @@ def test_the_tasks_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert (config.model.name == "bundled") == name.endswith("-small")
     assert config.task.template == parsed(name.removesuffix("-small")).task.template
     assert read_config(TrainConfig, name) == config
-    # What stands in the working directory, and what comes later, wins.
+    # What is in the working directory, and what comes later, wins.
     assert parsed(name, "seed=7").seed == 7
     Path(name).write_text("output: mine\n", encoding="utf-8")
     assert parsed(*REQUIRED[:3], name).output == "mine"

@@ -139,7 +139,7 @@ class TestTexts:
         assert difference["value"] == pytest.approx(found.metrics["chrf"] - found.baselines["copy"]["chrf"])
         assert difference["is_certain"] == (difference["p_value"] < 0.05)
 
-    # A target that a prompt's rows keep apart from the text joins it nowhere, as what is generated behind a text.
+    # A target that a prompt's rows keep apart from the text joins it nowhere, as what is generated after a text.
     @pytest.mark.parametrize("space", [" ", ""])
     def test_loss_of_baselines(
         self,

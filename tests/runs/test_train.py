@@ -49,7 +49,7 @@ def prompt_bytes(folder: Path) -> list[bytes]:
 
 
 def run_code_of_card(folder: Path) -> None:
-    """Run the card's example on a text, with the folder where it says that one stands."""
+    """Run the card's example on a text, with the folder in the place that it names."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
     place = re.search(r'"path [^"]*"', code)

@@ -28,7 +28,7 @@ HOSTILE = {
         "all aliases written out",
     ),
     "a long text": (levels("x" * 100_000, lambda _: "[*a0, *a0]"), "all aliases written out"),
-    "an alias of what it stands in": ("a: &a [*a]", "an anchor before the alias"),
+    "an alias of what it is in": ("a: &a [*a]", "an anchor before the alias"),
     "an alias of nothing": ("a: *b", "an anchor before the alias"),
     "nested lists": ("[" * 60_000, "at most 32 levels"),
     "nested mappings": ("{a: " * 30_000, "at most 32 levels"),

@@ -171,7 +171,7 @@ def test_no_logprobs_unless_asked() -> None:
     assert [result.logprobs for result in beams.results()] == [None]
 
 
-def test_banned_ids_and_columns_behind_the_vocabulary_are_never_chosen() -> None:
+def test_banned_ids_and_columns_after_the_vocabulary_are_never_chosen() -> None:
     logits = torch.zeros(1, VOCAB + 4)
     logits[0, VOCAB:] = 50.0
     logits[0, 10:] += 5.0
@@ -209,7 +209,7 @@ def test_what_beams_cannot_do() -> None:
 
 @pytest.mark.parametrize("penalty", [-25.0, -3.0, 25.0])
 def test_any_length_penalty_leaves_a_result(model: PreTrainedModel, penalty: float) -> None:
-    """transformers takes a score that a negative power makes lower than its stand-in for none as none."""
+    """transformers takes a score that a negative power makes lower than the one that means none as none."""
     params = params_of(config_of(num_beams=4, max_new_tokens=10, length_penalty=penalty))
     results = search(model, params).results()
     assert results[0].token_ids

@@ -72,7 +72,7 @@ def test_greedy_takes_the_first_largest(count: int, dtype: torch.dtype) -> None:
     assert [token.token_ids for token in sample(logits, [row] * count)] == [[300]] * count
 
 
-def test_banned_ids_and_columns_behind_the_vocabulary_are_never_chosen() -> None:
+def test_banned_ids_and_columns_after_the_vocabulary_are_never_chosen() -> None:
     logits = torch.nn.functional.pad(random_logits(2), (0, 9), value=99.0)
     logits[:, 5] = logits[:, VOCAB - 1] = 50.0
     logits[:, 6] = 40.0

@@ -287,7 +287,7 @@ def test_damage_of_equal_size_is_named_and_passed_over(
     assert f"{last} is damaged and passed over" in caplog.text
     assert str(last / name) in caplog.text
     assert torch.equal(prompt.rows(), whole)
-    assert damage_of(last) is None  # written anew
+    assert damage_of(last) is None  # written again
 
 
 def test_a_checkpoint_under_the_name_of_another_is_passed_over(run: Path) -> None:

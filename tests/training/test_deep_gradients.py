@@ -1,4 +1,4 @@
-"""Deep prompts in packed batches: loss and gradient equal to one sample at a time behind its own keys and values."""
+"""Deep prompts in packed batches: loss and gradient equal to one sample at a time after its own keys and values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def logits_alone(model: PreTrainedModel, provider: PrefixTuningProvider, ids: list[int]) -> Tensor:
-    """Logits [tokens, vocabulary] of one sequence behind the keys and values, by transformers alone."""
+    """Logits [tokens, vocabulary] of one sequence after the keys and values, by transformers alone."""
     cache = DynamicCache()
     for layer, (key, value) in enumerate(provider.keys_values()):
         cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)

@@ -59,7 +59,7 @@ def test_style_labels_the_fields_and_no_rows() -> None:
     assert example["labels"][6:8] == ids("аб")
 
 
-def test_a_deep_prompt_generates_a_whole_target_behind_an_empty_text() -> None:
+def test_a_deep_prompt_generates_a_whole_target_after_an_empty_text() -> None:
     """It is served with a beginning-of-text token then, which gives the target's first token."""
     task = Task("<P*2>{text}", target="{out}")
     [example] = encode(task, {"text": "", "out": "вг"}, num_deep_rows=2)
@@ -141,7 +141,7 @@ def test_a_task_of_another_prompt() -> None:
 
 
 class _Languages(PreTrainedTokenizerFast):
-    """Texts to generate hold the token of their language: in front as NLLB's, or behind the end token as mBART's."""
+    """Texts to generate hold the token of their language: in front as NLLB's, or after the end token as mBART's."""
 
     target = "<pad> $A </s>"
 

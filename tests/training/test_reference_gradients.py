@@ -44,7 +44,7 @@ TEXTS = {
     "style": Task("<P*6>{a}<P>", "style", target="{b}"),
     # The first token to generate follows the prefix's last row.
     "style without a field": Task("<P*6>", "style", target="{a}"),
-    "special tokens behind the rows": Task("<P*5><bos>{a}<eos>", target=" {b}"),
+    "special tokens after the rows": Task("<P*5><bos>{a}<eos>", target=" {b}"),
     "a special token before the target": Task("<P*5><bos>", "style", target="{a}"),
 }
 CHOICES = {
@@ -98,7 +98,7 @@ class Training:
         return -torch.stack([logprobs[position - 1, labels[position]] for position in places]).sum()
 
     def _logprobs(self, ids: list[int], generated: list[int]) -> Tensor:
-        """Log-probabilities of the generated ids behind the others, [generated]."""
+        """Log-probabilities of the generated ids after the others, [generated]."""
         logprobs = self._logits(ids, generated[:-1]).log_softmax(-1)
         return logprobs[-len(generated) :].gather(-1, torch.tensor(generated)[:, None])
 
@@ -115,7 +115,7 @@ class Training:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _embeds(self, ids: list[int]) -> Tensor:
-        """[1, ids, width]; every virtual token is copied to where its id stands."""
+        """[1, ids, width]; every virtual token is copied to where its id is."""
         table = original_embedding(self.model)
         rows = torch.cat([prompt.provider() for prompt in self.prompts]).to(self.embedding.weight.dtype)
         first = self.embedding.first_prompt_id

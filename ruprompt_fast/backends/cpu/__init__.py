@@ -1,4 +1,4 @@
-"""The CPU: packed layers, paged attention in C++, tokens chosen in NumPy."""
+"""The CPU: packed layers, paged attention in C++, sampling in NumPy."""
 
 from ruprompt_fast.backends.cpu.backend import CpuBackend
 

@@ -1,4 +1,4 @@
-"""The CPU as the engine sees it."""
+"""The CPU backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CpuBackend:
     """A :class:`~ruprompt_fast.backends.Backend`: prepacked layers, paged attention in C++, a sampler in NumPy.
 
     Args:
-        dtype: of the models that it runs.
+        dtype: the dtype of the models that it runs.
     """
 
     page_size = KVPool.page_size
@@ -37,7 +37,7 @@ class CpuBackend:
         return KVPool.bytes_per_page(shapes, self._dtype)
 
     def available_bytes(self) -> int:
-        """Memory that can be had without swapping, within a container's limit."""
+        """Bytes of memory that are free without swapping, within a container's limit."""
         return available_bytes()
 
     def prepare(self, model: PreTrainedModel, quantization: Quantization | None) -> PackedModel:
@@ -52,5 +52,5 @@ class CpuBackend:
         limits: RunnerLimits,
         banned_ids: Sequence[int],
     ) -> CpuRunner:
-        """What computes the model's steps."""
+        """A runner that computes the model's steps."""
         return CpuRunner(model, embedding, KVPool(shapes, limits.num_pages, self._dtype), banned_ids)

@@ -1,4 +1,4 @@
-"""The keys and values of all sequences, in pages of the CPU's layout."""
+"""The KV cache of all sequences, in pages of the CPU's layout."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ruprompt_fast.prompts import KVShape
 class KVPool:
     """Pages for the keys and values of every layer, allocated once; see :class:`~ruprompt_fast.cache.PagePool`.
 
-    A page takes memory when it is first written. A slot that was never written holds zeros, a slot of an earlier
-    sequence what that wrote, which may be infinite: attention has to mask what lies after a sequence's end before it
-    multiplies, not after.
+    A page takes memory when it is first written. A slot that was never written holds zeros; a reused slot holds what an
+    earlier sequence wrote, which may be infinite. So attention must mask what comes after a sequence's end before it
+    multiplies.
 
     Args:
-        shapes: what the attention layers keep, in order.
+        shapes: the shapes of each attention layer's key and value, in order.
         num_pages: pages of every layer.
-        dtype: dtype of keys and values.
+        dtype: the dtype of keys and values.
 
     Attributes:
         keys: for every layer, its key pages, shaped as ``ops.kv_page_shapes`` says.
@@ -84,8 +84,8 @@ class KVPool:
         """Write a copy back, into pages that need not be those it was read from.
 
         Raises:
-            TensorArgumentError: a page is not in the pool, or the copy is of another number of pages, of other layers
-                or of another dtype.
+            TensorArgumentError: a page is not in the pool, or the copy has another number of pages, other layers
+                or another dtype.
         """
         index = self._index(pages)
         self.check_host_pages(host_pages, len(index))
@@ -97,7 +97,7 @@ class KVPool:
         """Refuse a copy that :meth:`write_pages` could not write.
 
         Raises:
-            TensorArgumentError: it is of another number of pages, of other layers or of another dtype.
+            TensorArgumentError: it has another number of pages, other layers or another dtype.
         """
         shapes = [_page_shapes(layer, num_pages) for layer in self._layers]
         expected = [(shape, self.dtype) for pair in zip(*shapes, strict=True) for shape in pair]
@@ -147,6 +147,6 @@ def _page_shapes(layer: KVShape, num_pages: int) -> tuple[tuple[int, ...], tuple
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros, in fresh pages of the system, which take memory only when they are written."""
+    """Zeros in fresh memory of the system, which is allocated only when it is written."""
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

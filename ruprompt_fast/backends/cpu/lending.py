@@ -16,9 +16,9 @@ _SAMPLES = 64
 class Lending:
     """Plain copies of one packed weight that other code holds, and whether it has written to them.
 
-    A copy that was handed out is kept, and compared in full, at the next look: whoever writes to ``layer.weight`` need
-    not hold it. From then on it is known by its memory only, for as long as anybody holds that, and 64 of its numbers
-    are compared.
+    A copy that was handed out is kept until the next check, which compares all of it: whoever writes to
+    ``layer.weight`` need not hold the copy. After that only its memory is watched, for as long as anybody holds it, and
+    64 of its numbers are compared.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Lending:
         self._tensor, self._reference, self._memory = None, _nothing, None
 
     def lend(self, tensor: Tensor) -> Tensor:
-        """Hand a plain copy out, and watch it."""
+        """Hand out a plain copy, and watch it."""
         self.watch(tensor)
         self._tensor, self._reference = tensor, weakref.ref(tensor)
         return tensor
@@ -51,7 +51,7 @@ class Lending:
         return tensor
 
     def refill(self, weight: Tensor) -> None:
-        """Have a copy that others hold show the weight's new numbers."""
+        """Write the weight's new numbers to a copy that others hold."""
         tensor = self.lent()
         if tensor is None or tensor.shape != weight.shape or tensor.dtype is not weight.dtype:
             self.forget()
@@ -64,7 +64,7 @@ class Lending:
         """Whether a copy that others hold differs from the weight.
 
         Args:
-            dense: gives the weight.
+            dense: returns the weight in plain form.
         """
         if self._memory is None:
             return False
@@ -84,10 +84,10 @@ class Lending:
 
 
 class ReleasedWeight:
-    """A parameter whose numbers are packed elsewhere, and whose memory is given back.
+    """A parameter whose numbers are packed elsewhere, and whose memory is released.
 
-    It keeps its shape and dtype over a single element, not a number, so reading it gives NaN and torch refuses to write
-    to it. Behind it lie as many addresses as it had, without memory, for code that does not ask how elements lie.
+    It keeps its shape and dtype over a single NaN element, so reading it gives NaN and torch refuses to write to it.
+    The address range of the parameter stays reserved, without memory, for code that ignores strides.
 
     Args:
         parameter: the parameter, which is changed.
@@ -98,7 +98,7 @@ class ReleasedWeight:
         self.release()
 
     def release(self) -> None:
-        """Give the memory back, again."""
+        """Release the memory; may be called again."""
         with torch.inference_mode(False), torch.no_grad():
             self._blank = _blank(self.parameter)
             self.parameter.data = self._blank
@@ -110,13 +110,13 @@ class ReleasedWeight:
 
     @property
     def is_written(self) -> bool:
-        """Whether something that torch did not refuse has written to it since, in vain."""
+        """Whether something has written to it since in a way that torch did not refuse; what was written is lost."""
         first = self._blank.as_strided((1,), (1,))
         return not self.is_assigned and not bool(torch.isnan(first.float()).all())
 
 
 class _Memory:
-    """Where a tensor lies, without holding it."""
+    """Where the memory of a tensor is, without holding it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._storage = weakref.ref(tensor.untyped_storage())
@@ -131,7 +131,7 @@ class _Memory:
         with torch.inference_mode(False), torch.no_grad():
             offset, shape, stride = self._place
             if storage.nbytes() < self._dtype.itemsize * (offset + math.prod(shape)):
-                return None  # freed under its holder
+                return None  # freed while somebody held it
             return torch.empty(0, dtype=self._dtype, device=storage.device).set_(storage, offset, shape, stride)
 
 
@@ -140,7 +140,7 @@ def _nothing() -> None:
 
 
 def _blank(tensor: Tensor) -> Tensor:
-    """Of the tensor's shape, one NaN everywhere."""
+    """A tensor of this shape with NaN everywhere."""
     memory = mmap.mmap(-1, tensor.numel() * tensor.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     flat = torch.frombuffer(memory, dtype=tensor.dtype)
     flat[0] = math.nan

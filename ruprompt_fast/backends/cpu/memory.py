@@ -1,4 +1,4 @@
-"""How much memory there is to take."""
+"""How much memory is free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping, also inside a container: what the kernel estimates, within the limit."""
+    """Bytes that are free without swapping: the kernel's estimate, within a container's limit."""
     return int(min(_machine_bytes(), _container_bytes()))
 
 
@@ -18,7 +18,7 @@ def _machine_bytes() -> int:
     if _MEMINFO.exists():
         for line in _MEMINFO.read_text().splitlines():
             name, _, value = line.partition(":")
-            if name == "MemAvailable":  # counts the files' cache, which free memory does not
+            if name == "MemAvailable":  # includes the file cache, unlike free memory
                 return int(value.split()[0]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

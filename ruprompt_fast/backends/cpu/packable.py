@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """A linear layer where it stands: child ``name`` of ``parent``, at ``path`` of the model."""
+    """A linear layer and its place: child ``name`` of ``parent``, at ``path`` in the model."""
 
     path: str
     parent: nn.Module
@@ -29,7 +29,7 @@ class Place:
 
 
 def linear_places(model: nn.Module) -> Iterator[Place]:
-    """Every linear layer of a model, where it stands."""
+    """Every linear layer of a model with its place."""
     for path, parent in model.named_modules():
         for name, child in parent._modules.items():
             if isinstance(child, (nn.Linear, Conv1D)):
@@ -37,7 +37,7 @@ def linear_places(model: nn.Module) -> Iterator[Place]:
 
 
 def dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Parent and name of every dropout module that passes on what it gets."""
+    """Parent and name of every dropout module that returns its input unchanged."""
     for parent in model.modules():
         for name, child in parent._modules.items():
             if type(child) is nn.Dropout and not child.training and not has_hooks(child):
@@ -49,8 +49,8 @@ def reason_to_skip(place: Place, quantization: Quantization | None, is_kept: boo
 
     Args:
         place: the layer.
-        quantization: how its weight is to be rounded, if it is.
-        is_kept: whether it is packed already, and has no plain weight.
+        quantization: how its weight is quantized, or None.
+        is_kept: whether it is packed already and has no plain weight.
     """
     module, weight = place.module, place.module.weight
     if type(module) is not nn.Linear and type(module) is not Conv1D:
@@ -74,7 +74,7 @@ def reason_to_skip(place: Place, quantization: Quantization | None, is_kept: boo
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something else runs than the class's own ``forward``."""
+    """Whether something other than the class's own ``forward`` runs."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 

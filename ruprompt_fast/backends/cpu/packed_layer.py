@@ -1,4 +1,4 @@
-"""The modules that stand for frozen linear layers while their weights are packed."""
+"""The modules that replace frozen linear layers while their weights are prepacked."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def pack_weight(weight: Tensor, *, quantization: Quantization | None = None) -> 
 
 
 class PackedLayer(nn.Module):
-    """A frozen linear layer: the same function, from a packed weight.
+    """A frozen linear layer that computes from a prepacked weight.
 
-    It has no parameter ``weight``. The attribute of that name, the state dict and what ``save_pretrained`` writes give
+    It has no parameter ``weight``. The attribute of that name, the state dict and the files of ``save_pretrained`` have
     the weight in plain form, unpacked on demand (or the other module's own, where the two are tied). Assigning to it,
-    ``load_state_dict`` and ``to`` pack anew; on a device or in a dtype that nothing packs for, the weight stays plain.
-    What is written to the plain form counts when the layer is packed the next time, and :attr:`is_written` says that
-    it is due. An int8 weight that is not tied comes back as what it stands for, ``value * scale``: the rest is gone.
+    ``load_state_dict`` and ``to`` pack again; on a device or in a dtype that cannot be packed, the weight stays plain.
+    What is written to the plain form takes effect when the layer is packed again; :attr:`is_written` says whether that
+    is due. An int8 weight that is not tied is unpacked as ``value * scale``: what rounding took away is lost.
 
     Args:
-        weight: [out_features, in_features], or of a ``transposed`` class [in_features, out_features].
+        weight: [out_features, in_features]; in a ``transposed`` class [in_features, out_features].
         bias: [out_features], or None; it is kept as it is.
         activation: what is applied to the output, in the same pass.
         quantization: ``"int8"`` rounds the weight to int8, with one scale per output channel.
@@ -60,7 +60,7 @@ class PackedLayer(nn.Module):
         quantization: Quantization | None = None,
         tied: bool = False,
     ) -> None:
-        nn.Module.__init__(self)  # not that of the layer it stands for, which would make a weight
+        nn.Module.__init__(self)  # not the replaced layer's, which would make a weight
         self.register_parameter("bias", bias)
         self.activation = activation
         self.quantization = quantization
@@ -70,7 +70,7 @@ class PackedLayer(nn.Module):
         self._pack(weight)
 
     def with_activation(self, activation: Activation | None) -> Self:
-        """A layer with the same weight and bias, which shares their memory, and this activation."""
+        """A layer with this activation that shares the weight and the bias."""
         layer = type(self).__new__(type(self))
         nn.Module.__init__(layer)
         layer.register_parameter("bias", self.bias)
@@ -114,7 +114,7 @@ class PackedLayer(nn.Module):
 
     @property
     def packed(self) -> LinearWeight:
-        """What the layer computes with; another object whenever the weight was packed anew."""
+        """What the layer computes with; a new object whenever the weight is packed again."""
         return self._weight
 
     @property
@@ -132,7 +132,7 @@ class PackedLayer(nn.Module):
         self._lending.watch(plain)
 
     def unpacked(self) -> Tensor:
-        """The weight in the layer's own orientation, in new memory: as it was packed bit for bit, or what int8 left."""
+        """The weight in the layer's own orientation, in new memory: bitwise identical, or as int8 rounded it."""
         # A tensor made in inference mode could never be trained.
         with torch.inference_mode(False), torch.no_grad():
             dense = self._weight.dense()
@@ -212,13 +212,13 @@ class PackedLayer(nn.Module):
 
 
 class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc, override]
-    """Stands for an ``nn.Linear``, and is one to code that asks, such as what puts adapters around layers."""
+    """Replaces an ``nn.Linear``, and passes as one, so that adapters can be put around it."""
 
     transposed = False
 
 
 class PackedConv1D(PackedLayer, Conv1D):  # type: ignore[misc]
-    """Stands for transformers' ``Conv1D``."""
+    """Replaces transformers' ``Conv1D``."""
 
     transposed = True
 

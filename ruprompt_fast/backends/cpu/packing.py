@@ -32,35 +32,35 @@ _HOOKS = (
 
 
 class NoDropout(nn.Identity):
-    """What stands for a dropout module in a model that does not train; it costs a quarter of the call."""
+    """Replaces a dropout module in a model that does not train; a call takes a quarter of the time."""
 
     p = 0.0
 
 
 @dataclass(frozen=True)
 class _Replacement:
-    """A module of the model, and the one that stands for it.
+    """A module of the model, and the one that replaces it.
 
     Attributes:
         original: the model's own.
-        standing: what stands for it.
-        packed: what ``standing`` computed with when it was put there, if it is a packed layer.
-        released: the original's weight, if its memory was given back.
+        replacement: what takes its place.
+        packed: what ``replacement`` computed with at first, if it is a packed layer.
+        released: the original's weight, if its memory was released.
     """
 
     original: nn.Module
-    standing: nn.Module
+    replacement: nn.Module
     packed: LinearWeight | None = None
     released: ReleasedWeight | None = None
 
     @property
     def layer(self) -> PackedLayer | None:
         """The packed layer, if it is one."""
-        return self.standing if isinstance(self.standing, PackedLayer) else None
+        return self.replacement if isinstance(self.replacement, PackedLayer) else None
 
     def sees_write(self) -> bool:
         """Whether the plain form of a packed weight was written to."""
-        return isinstance(self.standing, PackedLayer) and self.standing.is_written
+        return isinstance(self.replacement, PackedLayer) and self.replacement.is_written
 
     def is_unchanged(self, thorough: bool) -> bool:
         """Whether the packed weight is still that of the model."""
@@ -76,7 +76,7 @@ class PackedModel:
     Attributes:
         model: the model.
         packed: the packed layers' names.
-        skipped: the names of the linear layers that are left as they were, with the reason.
+        skipped: the names of the linear layers that were left unchanged, with the reason.
     """
 
     def __init__(self, model: PreTrainedModel, quantization: Quantization | None = None) -> None:
@@ -93,7 +93,7 @@ class PackedModel:
 
     @property
     def watched(self) -> list[Tensor]:
-        """The parameters whose memory is given back; others may hold them, and write to them."""
+        """The parameters whose memory is released; other code may hold them and write to them."""
         return [each.released.parameter for each in self._replacements if each.released is not None]
 
     def is_outdated(self) -> bool:
@@ -104,11 +104,10 @@ class PackedModel:
         """Put the model's own modules back, the same objects with the same parameters.
 
         Weights come back bitwise identical, or as :meth:`~torch.nn.Module.to`, ``load_state_dict`` or writing to the
-        packed layers' ``weight`` have changed them since. After ``quantization="int8"`` they come back as the model has
-        been computing with them, ``value * scale``: what rounding took away is gone, except where another module kept
-        the plain weight, as a tied token table does. A tied layer shares its partner's parameter again. Does nothing
-        the second time. A module that something else has replaced meanwhile stays replaced; one that something else has
-        put a module around is put back inside that.
+        packed layers' ``weight`` have changed them since. After ``quantization="int8"`` they come back as
+        ``value * scale``: what rounding took away is lost, except where another module kept the plain weight, as a tied
+        token table does. A tied layer shares its partner's parameter again. A second call does nothing. A module that
+        other code has replaced meanwhile stays replaced; if other code has wrapped it, it is put back in the wrapper.
         """
         replacements, self._replacements = self._replacements, []
         for each in replacements:
@@ -116,13 +115,13 @@ class PackedModel:
         _put_back(self.model, replacements)
 
     def prepare_again(self, *, thorough: bool = False) -> PackedModel:
-        """Pack the model as it is now; what still holds keeps its packed form. This object cannot be used any more.
+        """Pack the model as it is now, reusing what has not changed. This object cannot be used afterwards.
 
         Args:
-            thorough: pack every weight again whose plain form somebody holds.
+            thorough: pack every weight again whose plain form other code holds.
 
         Raises:
-            FrozenWeightsError: something has written to a parameter whose memory is given back. The next call goes on
+            FrozenWeightsError: something has written to a parameter whose memory is released. The next call continues
                 without what was written.
         """
         self._check_released()
@@ -147,12 +146,12 @@ class PackedModel:
                 f"{len(written)} weights, the first of shape {list(written[0].parameter.shape)}, were written to "
                 "through parameters that are held since before the model was served; their numbers are packed "
                 "elsewhere, and what was written is lost. Take them from the model (layer.weight) instead, assign "
-                "them, or use load_state_dict(); the next call goes on with the weights as they were."
+                "them, or use load_state_dict(); the next call continues with the weights as they were."
             )
 
     def _replace(self, parent: nn.Module, name: str, module: nn.Module, **details: Any) -> None:
         original = cast(nn.Module, parent._modules[name])
-        for hooks in _HOOKS:  # whoever hooks one of the two hooks both
+        for hooks in _HOOKS:  # the two share their hooks
             setattr(module, hooks, getattr(original, hooks))
         module.train(original.training)
         self._replacements.append(_Replacement(original, module, **details))
@@ -162,25 +161,25 @@ class PackedModel:
 def pack_model(model: PreTrainedModel, *, quantization: Quantization | None = None) -> PackedModel:
     """Replace every linear layer (``nn.Linear``, ``Conv1D``) of a model by a :class:`PackedLayer`, for inference.
 
-    The plain weights are released: a parameter that somebody holds keeps its shape, reads as NaN and cannot be written
-    to. The output layer is packed too; where its weight is the token table, that table stays, because rows are read
-    from it. A GELU, SiLU or ReLU that alone reads a packed layer is computed in the same pass, and a GELU elsewhere in
-    one pass; dropout of a model in evaluation mode is passed by. A packed model gives no gradients.
+    The plain weights are released: a parameter that other code holds keeps its shape, reads as NaN and cannot be
+    written to. The output layer is packed too; where its weight is the token table, that table stays, because rows are
+    read from it. A GELU, SiLU or ReLU that alone reads a packed layer's output is fused with the layer, and a GELU
+    elsewhere takes one pass; dropout of a model in evaluation mode is skipped. A packed model gives no gradients.
 
     Layers of another class (also subclasses), on another device, in another dtype than float32 or bfloat16, in memory
-    that other processes share, or whose weight the module around them reads itself, are left as they are, and so is
-    what has hooks: :attr:`PackedModel.skipped` names the layers.
+    that other processes share, with hooks, or whose weight the parent module reads itself, are left unchanged:
+    :attr:`PackedModel.skipped` names them.
 
     Args:
         model: a model in evaluation mode; it is changed in place.
         quantization: ``"int8"`` keeps weights as int8 with one scale per output channel, a quarter of float32's memory.
-            Activations stay in the model's dtype. A layer whose weight is not finite is left as it is.
+            Activations stay in the model's dtype. A layer whose weight is not finite is left unchanged.
     """
     return _pack(model, quantization, {})
 
 
 def _pack(model: PreTrainedModel, quantization: Quantization | None, kept: dict[int, PackedLayer]) -> PackedModel:
-    """Pack a model; layers whose identities are in ``kept`` have no plain weight, but these packed ones."""
+    """Pack a model; the layers whose identities are in ``kept`` are packed already and have no plain weight."""
     handle = PackedModel(model, quantization)
     try:
         _pack_layers(handle, quantization, kept)
@@ -222,7 +221,7 @@ def _pack_layers(handle: PackedModel, quantization: Quantization | None, kept: d
         if id(weight) not in in_use and is_last:
             if before is None:
                 layer.watch_memory(weight)
-            # The parameter itself stays, and with it every reference to it: unpacking fills it again.
+            # The parameter itself stays, so references to it stay valid: unpacking fills it again.
             released = ReleasedWeight(cast(nn.Parameter, weight))
         handle._replace(place.parent, place.name, layer, packed=layer.packed, released=released)
         if pair is not None:
@@ -253,8 +252,8 @@ def _packed(
 
 
 def _put_back(model: nn.Module, replacements: Sequence[_Replacement]) -> None:
-    """Put the originals where what stands for them is now: something else may have put a module around it."""
-    originals = {id(each.standing): each.original for each in replacements}
+    """Put the originals where their replacements are now: other code may have wrapped a replacement."""
+    originals = {id(each.replacement): each.original for each in replacements}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             original = originals.get(id(child))

@@ -30,12 +30,12 @@ _EXACT_TOKENS = 16
 class CpuRunner:
     """Runs the transformers module itself, with its attention over the pages of a pool.
 
-    The host's arrays are the device's: nothing of a batch is copied.
+    Nothing of a batch is copied: the device reads the host's arrays.
 
     Args:
         model: a decoder that passed :func:`~ruprompt_fast.integration.check_compatibility`.
         embedding: the model's input embedding, attached to it.
-        pages: keys and values, one layer for each of the model's.
+        pages: the KV cache, with the model's layers.
         banned_ids: token ids that are never generated.
     """
 
@@ -69,11 +69,11 @@ class CpuRunner:
 
 
 def padded_len(num_tokens: int) -> int:
-    """How many tokens a step of ``num_tokens`` is run as; the others are padding that nobody looks at.
+    """The size that a step of ``num_tokens`` is padded to.
 
-    oneDNN generates code for every number of rows that it meets and keeps it: 0.5 to 2 MB for each shape of a matrix,
-    and 0.5 to 10 ms when it first comes. Steps of 1 to 512 tokens are run in 56 sizes, at the price of 2 to 6% of the
-    tokens per second where inputs of all lengths are read.
+    oneDNN generates code for every number of rows and keeps it: this takes 0.5 to 2 MB for each shape of a matrix, and
+    0.5 to 10 ms the first time. So steps of 1 to 512 tokens run in 56 sizes, which costs 2 to 6% of the tokens per
+    second where inputs of all lengths are read.
     """
     if num_tokens <= _EXACT_TOKENS:
         return num_tokens

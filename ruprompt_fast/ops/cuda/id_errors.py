@@ -1,4 +1,4 @@
-"""How an id in neither table, met by a kernel on a device, becomes an error without waiting for the device."""
+"""Errors of ids in neither table that a kernel finds on a device, raised without waiting for the device."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from ruprompt_fast.errors import TokenIdError
 from ruprompt_fast.ops._errors import bad_id_error
 
-# A mark that a kernel met such an id, the id, its position among the flattened ids, and the limits it was held
-# against: the end of the token ids, the first prompt id, the number of prompt rows.
+# A mark that a kernel found such an id; the id; its position among the flattened ids; its limits: the end of the token
+# ids, the first prompt id, the number of virtual tokens.
 NUM_SLOTS = 6
 
 
 class IdErrorSlots:
-    """Memory of the host that a kernel writes to when it meets an id in neither table.
+    """Host memory that a kernel writes to when it finds an id in neither table.
 
-    Pinned memory is mapped into every device's address space: the kernel stores straight into it, and the host learns
-    of the error by reading its own memory.
+    Pinned memory is mapped into every device's address space: the kernel writes to it directly, and the host finds the
+    error by reading its own memory.
     """
 
     def __init__(self, slots: Tensor) -> None:
@@ -27,11 +27,11 @@ class IdErrorSlots:
 
     @property
     def pending(self) -> bool:
-        """Whether a kernel has left an error behind, as far as the host can see now."""
+        """Whether a kernel has reported an error, as far as the host can see now."""
         return bool(self._view[0])
 
     def take(self) -> TokenIdError:
-        """The error that a kernel has left behind; the slots are free again."""
+        """The error that a kernel has reported; frees the slots."""
         _, id_, position, token_limit, first_prompt_id, prompt_rows = self._view.tolist()
         self._view[:] = 0
         return bad_id_error(id_, position, token_limit, first_prompt_id, prompt_rows)
@@ -50,19 +50,19 @@ def slots_of(device_index: int) -> IdErrorSlots:
 
 
 def raise_pending(device_index: int) -> None:
-    """Raises what an earlier kernel of the device has left behind; a read of the host's memory if there is nothing."""
+    """Raises the error that an earlier kernel of the device has reported; without one, this only reads host memory."""
     slots = slots_of(device_index)
     # Waiting is forbidden while a graph is captured: the error then waits for the next call outside of it.
     if slots.pending and not torch.cuda.is_current_stream_capturing():
-        torch.cuda.synchronize(device_index)  # the mark may become visible before the values that it announces
+        torch.cuda.synchronize(device_index)  # the mark may become visible before the other values
         raise slots.take()
 
 
 def check_errors() -> None:
-    """Waits for the CUDA devices and raises what kernels have left behind.
+    """Waits for the CUDA devices and raises the errors that kernels have reported.
 
-    An id in neither table is met by a kernel while the host is elsewhere. It is raised by the next call of the operator
-    on that device; this function raises it now, after the last call or after replaying a CUDA graph.
+    Kernels run asynchronously, so the next call of the operator on that device raises the error. This function raises
+    it now: after the last call, or after replaying a CUDA graph.
 
     Raises:
         TokenIdError: an id was in neither table; its row of the output is NaN.

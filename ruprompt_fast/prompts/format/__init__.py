@@ -1,17 +1,17 @@
 """From fields to texts and ids: templates, formats, and the tokenizers that read them.
 
-layout          the parts of a prompt: texts, fields, rows, special tokens
+layout          the parts of a prompt: texts, fields, virtual tokens, special tokens
 template        the two notations of a layout, and their markers
 base_format     what every format offers; prompt_format is the one that reads templates
 text_form       a layout as text with markers, as in ruPrompts
 encoding        a layout as ids
 targets         a layout with the text to generate after it, as ids
 continuations   words as they continue a text
-verbalizers     classes, the words that stand for them, and their scores
-init_texts      the tokens of texts that rows are initialized from
-patched_input   what a model reads whose embedding makes the rows
+verbalizers     classes, their label words, and their scores
+init_texts      the tokens that virtual tokens are initialized from
+patched_input   the ids that a patched model reads
 preprocessing   training examples from the rows of a data set, as in ruPrompts
-texts           plain strings: what counts as text, and which field one stands for
+texts           plain strings: what counts as text, and which field a string fills
 
 Of a tokenizer:
 

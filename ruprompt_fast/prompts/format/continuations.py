@@ -1,6 +1,6 @@
-"""What ids a text has where something comes before it.
+"""The ids of a text that comes after something.
 
-``tokenizer(text)`` gives the ids of a text that stands alone. SentencePiece's tokenizers begin it with a word boundary
+``tokenizer(text)`` gives the ids of a text on its own. SentencePiece's tokenizers begin it with a word boundary
 (``▁``), which the same text does not have after other text.
 """
 
@@ -39,8 +39,8 @@ class WordsAfter:
 
     Attributes:
         ids: the ids of every word.
-        num_joined: how many of the text's last tokens are other ones where one of the words follows, because a token
-            joins characters of both. The ids of all words begin in place of these tokens.
+        num_joined: how many of the text's last tokens change where one of the words follows, because a token joins
+            characters of both. The ids of all words replace these tokens.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -82,7 +82,7 @@ class Continuations:
         self._alike: dict[WordsAfter, WordsAfter] = {}
 
     def after(self, fields: Mapping[str, str], text_ids: Sequence[int]) -> WordsAfter:
-        """The words after one text, which equal words of other texts are the same object as.
+        """The words after one text; equal words after other texts are the same object.
 
         Args:
             fields: the text's fields.
@@ -122,7 +122,7 @@ class Continuations:
 
 
 def decoder_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordsAfter:
-    """The ids of words that an encoder-decoder generates: those of targets, without what ends these.
+    """The ids of words that an encoder-decoder generates: those of targets, without the end.
 
     Raises:
         UnsupportedModelError: see :func:`tokenize_decoder_targets`.

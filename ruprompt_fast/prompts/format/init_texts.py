@@ -1,4 +1,4 @@
-"""The tokens that virtual tokens are initialized from: those that a text would have in the rows' place."""
+"""The tokens that virtual tokens are initialized from: those that a text would have in their place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BEFORE = (".", "a", "1", "\n")
 
 
 def ids_in_place(parts: Sequence[TemplatePart], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text of a template that virtual tokens stand for, in order.
+    """The ids of each text of a template that virtual tokens replace, in order.
 
     At the beginning of the template, or after virtual tokens and special tokens, a text has the ids that it has alone;
     after other text and fields those that it has there, without the word boundary that some tokenizers begin a text
@@ -36,7 +36,7 @@ def ids_in_place(parts: Sequence[TemplatePart], tokenizer: PreTrainedTokenizerBa
 
 
 def ids_alone(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text that stands alone, without special tokens."""
+    """The ids of a text on its own, without special tokens."""
     return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -1,4 +1,4 @@
-"""The added tokens that stand for virtual tokens: the markers of the text form, and private ones."""
+"""The added tokens that mark virtual tokens: the markers of the text form, and private ones."""
 
 from __future__ import annotations
 

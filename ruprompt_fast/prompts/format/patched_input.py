@@ -1,4 +1,4 @@
-"""The ids that a patched model reads: the marker's id stands for every row, which the model's embedding numbers."""
+"""The ids that a patched model reads: the marker's id for every virtual token; its embedding tells them apart."""
 
 from __future__ import annotations
 

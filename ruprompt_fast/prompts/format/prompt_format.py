@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 class PromptFormat(BasePromptFormat):
     """Arranges virtual tokens, literal text and fields.
 
-    In a template ``<P>`` is one virtual token, which has one row of the prompt's numbers, ``<P*20>`` are twenty,
+    In a template ``<P>`` is one virtual token (a row of the prompt's numbers), ``<P*20>`` are twenty,
     ``<P>some text</P>`` is one for each token of the text, initialized from its embedding, and ``{name}`` is a field.
     Braces are written twice to mean themselves.
 
-    ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. The special tokens
+    ``<bos>``, ``<eos>`` and the text of any special token of the tokenizer are that token. The special tokens
     that the tokenizer itself puts around every text are where ``<|leading|>`` and ``<|trailing|>`` say, and are not
     added a second time where the template holds them already, as ``<P*40><bos>{text}`` does. Where a template says
     nothing, they are at the very beginning and the end, as in ruPrompts; PEFT's order is ``<P*40><|leading|>{text}``.
@@ -47,8 +47,8 @@ class PromptFormat(BasePromptFormat):
         [50257, 50258, 50259, 505, 734, 50260]
 
     Two forms come out. The text form, from calling the format, has the marker ``<|P|>`` for every row, as in ruPrompts;
-    fields may not contain markers or special tokens. :meth:`encode` gives ids with row ids inside; there any text is
-    just text.
+    fields may not contain markers or special tokens. :meth:`encode` gives ids with row ids inside; there all text is
+    plain text.
 
     Values must be strings; the caller converts numbers.
 
@@ -204,7 +204,7 @@ class PromptFormat(BasePromptFormat):
             tokenizer: the model's tokenizer.
             first_row_id: the id of the first row. None takes the smallest id that the tokenizer cannot give.
             add_special_tokens: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
-            is_continued: whether a decoder goes on with the text. The tokens that the tokenizer puts after every text
+            is_continued: whether a decoder continues the text. The tokens that the tokenizer puts after every text
                 are then left out, unless the template holds them; an encoder reads them.
             reads_control_text: whether a special token's text in a field is that token, as when the tokenizer reads it.
 

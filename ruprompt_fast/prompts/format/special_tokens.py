@@ -19,7 +19,7 @@ class Reading(NamedTuple):
 
     Attributes:
         add_special_tokens: whether the special tokens are there that the tokenizer puts around every text.
-        is_continued: whether a decoder goes on with the text. What the tokenizer puts after every text, such as an
+        is_continued: whether a decoder continues the text. What the tokenizer puts after every text, such as an
             end-of-text token, is then left out, unless the template says where it is.
         reads_control_text: whether a special token's text in a field is that token. Fields are data otherwise.
     """
@@ -77,7 +77,7 @@ class SpecialTokens:
         return token
 
     def ids_of(self, part: Special) -> tuple[int, ...]:
-        """The ids that a part of a compiled template stands for.
+        """The ids of a part of a compiled template.
 
         Raises:
             TemplateError: the tokenizer has no such token; the template was compiled for another one.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A name that no template's field can have.
 _TARGET = "{target}"
 
-_PROBE = "a"
+_SAMPLE = "a"
 
 
 @dataclass
@@ -94,7 +94,7 @@ def tokenize_with_targets(
         tokenizer: the tokenizer; it is not changed.
         marker: the marker of the prompt's text form.
         runs: the ids of each run of virtual tokens.
-        is_continued: whether a decoder goes on with the text, see
+        is_continued: whether a decoder continues the text, see
             :class:`~ruprompt_fast.prompts.format.special_tokens.Reading`.
 
     Raises:
@@ -137,8 +137,8 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _around_targets(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What the tokenizer puts in front of a text to generate, such as the language's token, and after it."""
-    text: list[int] = tokenizer(text_target=_PROBE, add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer(text_target=_PROBE)["input_ids"]
+    text: list[int] = tokenizer(text_target=_SAMPLE, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(text_target=_SAMPLE)["input_ids"]
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]

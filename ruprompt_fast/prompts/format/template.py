@@ -8,7 +8,7 @@ Two notations describe the same layout. A *template* is what people write::
 
 Every virtual token has a row of the prompt's numbers.
 
-``<bos>``, ``<eos>`` and the text of any special token of the tokenizer stand for that token. ``<|leading|>`` and
+``<bos>``, ``<eos>`` and the text of any special token of the tokenizer are that token. ``<|leading|>`` and
 ``<|trailing|>`` say where the tokens are that the tokenizer itself puts around every text, if not around all of it.
 
 A *compiled template* has one marker per virtual token, ``<|P|>`` or ``<|[key]P|>``, and is what files store and what
@@ -163,7 +163,7 @@ def parse_compiled(compiled: str) -> tuple[Layout, str | None]:
 
 
 def compile_parts(parts: Sequence[TemplatePart], tokenize: Callable[[str], list[int]]) -> tuple[Layout, dict[int, int]]:
-    """Turn the rows that stand for texts into plain rows.
+    """Turn virtual tokens that are made from texts into plain ones.
 
     Args:
         parts: what :func:`parse_template` returned.

@@ -1,4 +1,4 @@
-"""Plain strings: what counts as text, and which field one stands for."""
+"""Plain strings: what counts as text, and which field a string fills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _USUAL = "text"
 def is_text(text: str) -> bool:
     """Whether a string can be written as UTF-8: it has no lone surrogates."""
     if text.isascii():
-        return True  # known without a look at the characters
+        return True  # takes no look at the characters
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -20,7 +20,7 @@ def is_text(text: str) -> bool:
 
 
 def text_field(fields: Collection[str]) -> str:
-    """The field that a plain string stands for: a prompt's only one, and ``text`` where there are several or none."""
+    """The field that a plain string fills: a prompt's only one, and ``text`` where there are several or none."""
     names = set(fields)
     return names.pop() if len(names) == 1 else _USUAL
 

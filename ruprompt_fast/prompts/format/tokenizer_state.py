@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.prompts.format.layout import Layout
 
-_PROBE = "a"
+_SAMPLE = "a"
 
 
 class TokenizerState:
@@ -66,7 +66,7 @@ class TokenizerState:
         """The tokenizer's special tokens."""
         if self._specials is None:
             private = self.private(tokenizer, PROMPT_TOKEN)
-            after, alone = private.tokenize([private.special_marker + _PROBE, _PROBE], with_spans=False)
+            after, alone = private.tokenize([private.special_marker + _SAMPLE, _SAMPLE], with_spans=False)
             self._specials = SpecialTokens(
                 self._special_ids,
                 tokenizer.bos_token,

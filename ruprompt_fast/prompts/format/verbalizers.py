@@ -1,4 +1,4 @@
-"""Verbalizers: classes, the words that stand for them, and their scores."""
+"""Verbalizers: classes, their label words, and their scores."""
 
 from __future__ import annotations
 

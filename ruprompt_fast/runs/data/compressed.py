@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from ruprompt_fast.errors import MissingDependencyError, TrainingDataError
 
 MAX_EXPANSION = 250
-"""Bytes that a compressed byte may stand for: texts take a tenth, what was made to fill a memory a thousandth."""
+"""How many bytes one compressed byte may become: texts shrink to a tenth, files made to fill memory to a thousandth."""
 
 FREE_BYTES = 2**26
 """Bytes that any compressed file may hold, whatever they are made of."""

@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[Path, RowFormat], Iterator[Record]]] = {
 
 FILE_NAMES = (
     f"a file named {', '.join(f'*{suffix}' for suffix in (*READERS, PARQUET))}, but for the last also with "
-    f"{', '.join(COMPRESSIONS)} behind it"
+    f"{', '.join(COMPRESSIONS)} after it"
 )
 """The files that rows are read from, in messages."""
 

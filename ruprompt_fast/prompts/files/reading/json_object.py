@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """The object that some bytes of a file stand for.
+    """The object in some bytes of a JSON file.
 
     Args:
         data: the bytes; the caller bounds their number.

@@ -1,4 +1,4 @@
-"""What a pickle of tensors is made of: inert descriptions, in place of the objects that it asks for."""
+"""What a pickle of tensors is read as: inert descriptions, in place of the objects that it asks for."""
 
 from __future__ import annotations
 
@@ -138,4 +138,4 @@ CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     _REBUILD_PARAMETER: _make_parameter,
     _ORDERED_DICT: _make_dict,
 }
-"""What stands for a call of the functions that a pickle of tensors names."""
+"""What replaces a call of the functions that a pickle of tensors names."""
