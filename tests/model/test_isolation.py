@@ -219,7 +219,7 @@ def test_one_requests_own_error_fails_it_alone(monkeypatch: pytest.MonkeyPatch) 
 
 def test_streams_are_checked_as_calls_are() -> None:
     """Before the first piece is asked for."""
-    with pytest.raises(SettingError, match="prompt's rows"):
+    with pytest.raises(SettingError, match="virtual tokens as text"):
         serve().stream("да", "short", prompt_lookup_num_tokens=2, do_sample=True)
     with pytest.raises(SettingError, match="decoder-only"):
         serve("t5").stream("да", "short", guidance_scale=1.5)
