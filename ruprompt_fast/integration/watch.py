@@ -80,6 +80,8 @@ class Watch:
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counted))
         self._placed = [tensor for tensor in tensors if _has_memory(tensor)]
+        # Kept alive: an address that was freed may be another, smaller tensor's at the next look.
+        self._memory = [tensor.untyped_storage() for tensor in self._placed]
         self._pointers = list(map(Tensor.data_ptr, self._placed))
         self._blocks = MemoryBlocks([block for tensor in self._placed if tensor.is_cpu for block in _blocks(tensor)])
 
@@ -91,7 +93,7 @@ class Watch:
                 and all(own.get(key) is value for own, key, value in self._lookalikes)
                 and all(map(is_, map(_forward, self._classes), self._forwards))
                 and list(map(_version, self._counted)) == self._versions
-                # Before the blocks: nothing is read that has been freed meanwhile.
+                # Before the blocks: memory that was resized to nothing is not read.
                 and list(map(Tensor.data_ptr, self._placed)) == self._pointers
                 and not self._blocks.differ()
             )
