@@ -33,7 +33,7 @@ def marker_count_error(sequence: int, marker: int, found: int, rows: int) -> Mar
     """The error for a sequence that has ``found`` of a prompt's markers."""
     return MarkerCountError(
         f"sequence {sequence} has {found} markers of id {marker}, but its prompt has {rows} rows; "
-        "a prompt's markers must all be present (check for truncation) and stand once per sequence"
+        "a prompt's markers must all be present (check for truncation) and appear once per sequence"
     )
 
 

@@ -150,8 +150,8 @@ class MultiPrompt:
         """Give a model its own embedding back, the same object; the markers stay in the tokenizer.
 
         Args:
-            model: the model to restore, whatever it is patched with. None takes the one that these prompts are attached
-                to, and leaves it alone if another prompt has been attached since.
+            model: the model to restore, whatever it is patched with. Defaults to the one that these prompts are
+                attached to, and leaves it alone if another prompt has been attached since.
         """
         if model is not None:
             patching.detach(model)

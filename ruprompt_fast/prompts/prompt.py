@@ -144,7 +144,7 @@ class Prompt(StoredPromptMixin):
         """Give a model its own embedding back, the same object; the marker stays in the tokenizer.
 
         Args:
-            model: the model to restore, whatever it is patched with. None takes the one that this prompt is attached
+            model: the model to restore, whatever it is patched with. Defaults to the one that this prompt is attached
                 to, and leaves it alone if another prompt has been attached since.
         """
         if model is not None:

@@ -101,8 +101,8 @@ class GenerateConfig:
     Attributes:
         prompt: the folder of a prompt or of an ensemble, or the hub id of a prompt.
         input: a file of rows (.jsonl, .json, .csv, .tsv, .txt or .parquet, also compressed), or a pipe of JSON lines.
-        output: the .jsonl file to write; one of an interrupted run is gone on with. Or a pipe or device, such as
-            /dev/stdout, that is written to and cannot be gone on with.
+        output: the .jsonl file to write; that of an interrupted run is continued. Or a pipe or device, such as
+            /dev/stdout, which cannot be continued.
         model: the frozen model.
         task: the YAML file of a training configuration, for its task; by default config.yaml in the prompt's folder.
         generation: settings of generation, the fields of transformers' GenerationConfig.

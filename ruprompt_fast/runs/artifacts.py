@@ -1,7 +1,7 @@
 """A run's output folder: what is written there, and when it counts as finished.
 
 config.yaml        the effective configuration; written before training
-checkpoints/       what an interrupted run goes on from
+checkpoints/       what an interrupted run continues from
 prompt.json, prompt_provider.safetensors    the prompt; an ensemble has a folder for each member
 history.jsonl, curve.png    what was logged, and the loss over the steps
 README.md          the model card

@@ -89,7 +89,7 @@ def plain_templates(
     found = {NO_PROMPT: PlainTemplate.of(task.template, tokenizer)}
     if instruction is not None:
         found[INSTRUCTION] = PlainTemplate.of(instruction, tokenizer)
-    # What has nothing to read is no baseline: there is no text, and no token that a text begins with.
+    # A template that gives nothing to read is no baseline: no text, and no beginning-of-text token.
     can_begin = tokenizer.bos_token_id is not None
     return {name: plain for name, plain in found.items() if can_begin or any(plain.parts)}
 

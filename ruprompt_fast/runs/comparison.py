@@ -28,7 +28,7 @@ _MIN_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Difference:
-    """What the prompt's figure is above another.
+    """How far the prompt's figure is above another.
 
     Attributes:
         value: the difference.

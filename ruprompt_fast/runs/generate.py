@@ -1,4 +1,4 @@
-"""A prompt's answers to all rows of a file, written as they come; a killed run is gone on with."""
+"""A prompt's answers to all rows of a file, written as they come; a killed run can be continued."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ruprompt_fast.runs.source import RowSource, SourceRow
 from ruprompt_fast.runs.start import load_frozen
 from ruprompt_fast.training.task import Task
 
-# A line's seed has the run's above the line's number.
+# A line's seed: the run's seed in the upper bits, the line's number in the lower ones.
 _LINE_BITS = 32
 
 

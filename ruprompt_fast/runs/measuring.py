@@ -47,7 +47,7 @@ class Evaluation:
             prompt. Nothing for a style.
         baselines: the metrics of each baseline: ``no_prompt``, the model with the template's text alone;
             ``instruction``; ``copy``, the input itself; ``majority``, the most frequent class.
-        differences: by baseline and metric what the prompt's figure is above it, and whether that is more than chance.
+        differences: by baseline and metric, how far the prompt's figure is above it, and whether that is significant.
         bad: rows that were left out.
         seconds: how long it took.
     """
@@ -74,7 +74,7 @@ def evaluate_prompt(
     config: EvaluateConfig,
     model_config: ModelConfig | None = None,
 ) -> Evaluation:
-    """Measure a prompt on a loaded model, which is given back without the prompt.
+    """Measure a prompt on a loaded model, which has no prompt afterwards.
 
     Args:
         model: the model, in evaluation mode; its weights are frozen.

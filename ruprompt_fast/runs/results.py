@@ -1,4 +1,4 @@
-"""A file of results, one JSON object a line, that an interrupted run can go on with."""
+"""A file of results, one JSON object a line, that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ResultFile:
         return nullcontext() if self.is_stream else owning_file(self.path)
 
     def check(self) -> None:
-        """Refuse to go on with the results of something else.
+        """Refuse to continue the results of something else.
 
         Raises:
             OutputExistsError: the file is there, and nothing says what it holds.
@@ -139,7 +139,7 @@ class ResultFile:
         write_json(self.description_path, content)
 
     def _stored(self) -> dict[str, Any] | None:
-        """The description beside the file; None if there is no file, or nothing in it to go on with.
+        """The description beside the file; None if there is no file, or nothing in it to continue.
 
         Raises:
             OutputExistsError: there is only the file, or a description that is something else.

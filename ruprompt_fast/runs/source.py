@@ -67,7 +67,7 @@ class RowSource:
         self._new_fields = new_fields
         self._format = format
         self._path = source_path(source)
-        # What comes through a pipe comes once: it cannot be read twice, nor be gone on with.
+        # A pipe can be read only once, so an interrupted run cannot be continued.
         self._is_pipe = is_stream(self._path)
         self._text_column = text_column_of(columns)
         if not self._is_pipe and not (self._path.is_file() and is_row_file(self._path)):

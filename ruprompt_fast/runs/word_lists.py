@@ -1,8 +1,8 @@
 """The share of texts with a word of a list: a rough measure, such as of rudeness.
 
-A text counts if one of its words begins as an entry of the list does, in any case, ``ё`` read as ``е``. What a list
-does not know it does not find, irony and insults without a rude word least of all, and it takes harmless words that
-begin alike for rude ones: compare shares of texts with each other, and trust no share by itself.
+A text counts if one of its words begins as an entry of the list does, in any case, ``ё`` read as ``е``. It finds
+no word that the list lacks, and neither irony nor insults without rude words; and it counts harmless words that begin
+like rude ones. So compare shares of texts with each other, and trust no share by itself.
 """
 
 from __future__ import annotations

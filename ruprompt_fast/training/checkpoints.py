@@ -173,7 +173,7 @@ class RunFolder:
             self._rotate(step, keep, None if best is None else Path(best).resolve())
 
     def _rotate(self, step: int, keep: int, best: Path | None) -> None:
-        # Later ones are what a run left that went on from an earlier one; they are written again in their turn.
+        # Later ones are what a run left that went on from an earlier one; they are written again later.
         known = [folder for folder in self._folders() if is_complete(folder) and (step_of(folder) or 0) <= step]
         removable = [folder for folder in known[:-1] if folder.resolve() != best and self._is_written_by_us(folder)]
         for folder in removable[: max(0, len(known) - keep)]:

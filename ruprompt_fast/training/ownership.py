@@ -29,7 +29,7 @@ _OWNER_BYTES = 4096
 _READS = 50
 _PAUSE_SECONDS = 0.01
 
-# Folders vanish under a run that starts just when another one gives up; each turn needs one that does.
+# Folders vanish under a run that starts just when another one gives up; each attempt needs one that does.
 _TRIES = 100
 
 _logger = logging.getLogger(__name__)

@@ -164,13 +164,13 @@ def test_prompts_come_and_go_meanwhile() -> None:
     threads = [threading.Thread(target=target) for target in (request, request, serve_others)]
     for thread in threads:
         thread.start()
-    for turn in range(1, 25):
-        name, prompt = (("short", short), ("around", around))[turn % 2]
+    for count in range(1, 25):
+        name, prompt = (("short", short), ("around", around))[count % 2]
         model.add_prompt("changing", prompt)
         assert model.generate("привет", "changing", max_new_tokens=8, **ENDLESS)[0].token_ids == by_prompt[name]
-        if turn % 3 == 0:
+        if count % 3 == 0:
             model.remove_prompt("changing")
-        if turn % 4 == 0:
+        if count % 4 == 0:
             model.warm_up(["short"])
         model.check_integrity()
     stop.set()

@@ -127,7 +127,7 @@ def test_closing_on_the_fallback(model: FastPromptModel, translator: FastPromptM
         next(stream)
         stream.close()
         closed.set()
-        assert served.generate("привет", max_new_tokens=3, **path)  # takes its turn after the last token
+        assert served.generate("привет", max_new_tokens=3, **path)  # gets the engine lock after the last token
         assert calls.calls <= 20 + 3
     assert served.generate("привет", max_new_tokens=3)
 

@@ -111,8 +111,8 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
     if dtype not in _DTYPES or _LINEAR is None or _REORDER is None:
         return False
     try:
-        probe = torch.ones(1, 1, dtype=dtype)
-        _LINEAR(probe, _REORDER(probe, _EXPECTED_ROWS), None, "none", [], "")
+        one = torch.ones(1, 1, dtype=dtype)
+        _LINEAR(one, _REORDER(one, _EXPECTED_ROWS), None, "none", [], "")
     except RuntimeError:  # how oneDNN says that the processor lacks the instructions
         return False
     return True

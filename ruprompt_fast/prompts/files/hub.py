@@ -66,13 +66,13 @@ def download_prompt(
 
     Args:
         repo_id: ``owner/name``.
-        revision: a branch, tag or commit; None takes the main branch.
-        token: an access token; None takes the saved one.
-        cache_dir: the cache; None takes ``HF_HOME``'s.
+        revision: a branch, tag or commit; defaults to the main branch.
+        token: an access token; defaults to the saved one.
+        cache_dir: the cache; defaults to ``HF_HOME``'s.
         local_files_only: whether to use only what is in the cache.
         force_download: whether to download again what is there.
         subfolder: the folder of the prompt inside the repository.
-        endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+        endpoint: another hub's address; defaults to ``HF_ENDPOINT``.
 
     Returns:
         The folder with the files.
@@ -118,7 +118,7 @@ def is_reachable(endpoint: str | None = None) -> bool:
     The hub's library asks six times, with longer and longer pauses, before it says that nobody answers.
 
     Args:
-        endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+        endpoint: another hub's address; defaults to ``HF_ENDPOINT``.
     """
     if constants.is_offline_mode():
         return False
@@ -149,10 +149,10 @@ def upload_prompt(
         repo_id: ``owner/name``; the owner may be left out.
         commit_message: the commit's first line.
         private: whether a new repository is private.
-        token: an access token; None takes the saved one.
-        revision: the branch; None takes the main one.
+        token: an access token; defaults to the saved one.
+        revision: the branch; defaults to the main one.
         create_pr: whether to open a pull request instead of committing.
-        endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+        endpoint: another hub's address; defaults to ``HF_ENDPOINT``.
 
     Returns:
         The address of the commit or of the pull request.

@@ -87,12 +87,12 @@ class StoredPromptMixin(abc.ABC):
         Args:
             repo_id: ``owner/name``; the owner may be left out.
             commit_message: the commit's first line.
-            private: whether a new repository is private; None takes the owner's default.
-            token: an access token; None takes the saved one.
-            revision: the branch; None takes the main one.
+            private: whether a new repository is private; defaults to the owner's default.
+            token: an access token; defaults to the saved one.
+            revision: the branch; defaults to the main one.
             create_pr: whether to open a pull request instead of committing.
             save_bin: whether to upload ``prompt_provider.bin`` too, for ruPrompts.
-            endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+            endpoint: another hub's address; defaults to ``HF_ENDPOINT``.
 
         Returns:
             The commit's address.
@@ -139,13 +139,13 @@ class StoredPromptMixin(abc.ABC):
         Args:
             pretrained_prompt_name_or_path: a folder, or ``owner/name`` of a repository.
             revision: a branch, tag or commit of the repository.
-            token: an access token; None takes the saved one.
+            token: an access token; defaults to the saved one.
             cache_dir: where downloads are kept.
             local_files_only: whether to use only what was downloaded before, as with ``HF_HUB_OFFLINE=1``.
             force_download: whether to download again what was downloaded before.
             subfolder: a folder inside the repository, or inside the folder.
             task_id: which task of a multitask adapter.
-            endpoint: another hub's address; None takes ``HF_ENDPOINT``.
+            endpoint: another hub's address; defaults to ``HF_ENDPOINT``.
 
         Raises:
             PromptFileError: a file is missing, malformed, or does not belong to the others.

@@ -74,7 +74,7 @@ class Text2TextPreprocessor(BasePreprocessor):
         prompt_format: the prompt's format, initialized and added to the tokenizer, as after ``prompt.patch``.
         tokenizer: the model's tokenizer.
         target_field: the column of the text to generate.
-        max_tokens: the most tokens of an example; None for any number.
+        max_tokens: maximum number of tokens of an example; None sets no limit.
         truncation_field: the field whose end is cut off where an example is longer. Other tokens are never cut, soft
             rows least of all.
     """

@@ -202,7 +202,7 @@ class PromptFormat(BasePromptFormat):
         Args:
             fields: the value of every field; other entries are ignored.
             tokenizer: the model's tokenizer.
-            first_row_id: the id of the first row. None takes the smallest id that the tokenizer cannot give.
+            first_row_id: the id of the first virtual token; defaults to the smallest id that the tokenizer cannot give.
             add_special_tokens: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
             is_continued: whether a decoder continues the text. The tokens that the tokenizer puts after every text
                 are then left out, unless the template holds them; an encoder reads them.

@@ -37,7 +37,7 @@ def read_folder(
         split: the split; ``datasets`` finds out which files belong to it.
         name: the configuration.
         own_suffixes: of the files that ``read_file`` reads.
-        read_file: reads files of which datasets' own readers lose rows unseen.
+        read_file: reads files that datasets' own readers would silently lose rows of.
 
     Raises:
         TrainingDataError, MissingDependencyError: as for :func:`read_parquet`.

@@ -17,7 +17,7 @@ Record = tuple[int, "Mapping[str, Any] | str"]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a file of rows is to be read; None takes what is usual for its kind.
+    """How a file of rows is to be read; None means what is usual for its kind.
 
     Args:
         delimiter: what is between the values of a CSV or TSV file; a comma or a tab.

@@ -1,7 +1,7 @@
 """Rows to train and evaluate on: JSONL, JSON, CSV, TSV, text and Parquet files, and data sets of the Hugging Face Hub.
 
 Every required column of every row is a string that is not empty; a number becomes the text that JSON writes for it.
-Rows that break this are reported with the file and the line, never dropped unseen.
+Rows that break this are reported with the file and the line, never dropped silently.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def load_rows(
 
 
 def scalar_text(value: object) -> str | None:
-    """The text of a string, a number or a truth value, as JSON writes it; None for anything else, and for NaN."""
+    """The text of a string, a number or a bool, as JSON writes it; None for anything else, and for NaN."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and not math.isfinite(value):
