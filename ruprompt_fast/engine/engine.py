@@ -5,19 +5,17 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from ruprompt_fast.cache import PrefixCache
 from ruprompt_fast.engine.batch import BatchBuilder, TokenSource
 from ruprompt_fast.engine.jobs import Job
 from ruprompt_fast.engine.loop import step_error
-from ruprompt_fast.engine.prefixes import PromptPrefixes
+from ruprompt_fast.engine.prefixes import PromptPrefixes, WarmUp
 from ruprompt_fast.engine.stats import EngineStats
-from ruprompt_fast.errors import CapacityError, EngineStepError, IntegrityError, RupromptError, described
+from ruprompt_fast.engine.step import Pending, advance
+from ruprompt_fast.errors import CapacityError, IntegrityError
 
 if TYPE_CHECKING:
     from ruprompt_fast._C import Plan, Scheduler
@@ -116,11 +114,7 @@ class Engine:
             CapacityError: a prefix can never fit; the others are asked for all the same.
         """
         self.forget_retired()
-        refusals: list[CapacityError] = []
-        asked = [self._ask_for(prompt, refusals) for prompt in prompts]
-        if refusals:
-            raise refusals[0]
-        warm_up = WarmUp(frozenset(prefix_id for prefix_id in asked if prefix_id is not None))
+        warm_up = self._prefixes.warm_up(prompts)
         self._warm_ups.add(warm_up)
         return warm_up
 
@@ -177,13 +171,6 @@ class Engine:
             )
         self._prefixes.check([job.prefix for job in self._jobs.values()])
 
-    def _ask_for(self, prompt: LoadedPrompt, refusals: list[CapacityError]) -> int | None:
-        try:
-            return self._prefixes.warm_up(prompt)
-        except CapacityError as error:
-            refusals.append(error)
-            return None
-
     def _add(self, job: Job) -> int:
         request_id = self._next_id
         self._next_id += 1
@@ -223,39 +210,23 @@ class Engine:
         if plan.num_copies:
             self._runner.pages.copy_pages(plan.copies[: plan.num_copies])
 
-    def _launch(self, plan: Plan) -> _Pending | None:
+    def _launch(self, plan: Plan) -> Pending | None:
         """Start computing a plan; None where it has only pages to load."""
         self._move_pages(plan)
         if not plan.num_rows:
             return None
         batch, request_ids = self._builder.build(plan, self._source)
-        return _Pending(self._runner.forward(batch), request_ids)
+        return Pending(self._runner.forward(batch), request_ids)
 
-    def _finish(self, pending: _Pending | None) -> None:
+    def _finish(self, pending: Pending | None) -> None:
         """Choose the tokens of a step, hand them to the requests, and let those that are done leave."""
-        changes = [] if pending is None else self._advance(pending)
-        self._scheduler.commit([change.request_id for change in changes if change.job.done])
+        changes = [] if pending is None else advance(pending, self._jobs, self._runner)
+        self._scheduler.commit([change.job.request_id for change in changes if change.job.done])
         for change in changes:
             if change.job.done:
-                self._forget(change.request_id)
+                self._forget(change.job.request_id)
             elif change.parents is not None:
-                self._scheduler.fork(change.request_id, change.parents)
-
-    def _advance(self, pending: _Pending) -> list[_Change]:
-        """One choice for the whole step; the logits of one request's sequences are rows next to each other."""
-        jobs = [self._jobs[request_id] for request_id, _ in groupby(pending.request_ids)]
-        rows = [job.rows() for job in jobs]
-        chosen = self._runner.sample(pending.logits, [row for of_job in rows for row in of_job])
-        changes, start = [], 0
-        for job, of_job in zip(jobs, rows, strict=True):
-            span, parents = slice(start, start + len(of_job)), None
-            try:
-                parents = job.advance(chosen[span], pending.logits[span])
-            except Exception as error:  # one request's own numbers and texts: its neighbours are not to blame
-                job.fail(error if isinstance(error, RupromptError) else _request_error(error))
-            changes.append(_Change(job.request_id, job, parents))
-            start = span.stop
-        return changes
+                self._scheduler.fork(change.job.request_id, change.parents)
 
     def _recover(self, plan: Plan | None, cause: BaseException) -> None:
         """Undo a step that failed, and fail the requests that it has lost.
@@ -298,44 +269,3 @@ class Engine:
     def _source(self, key: int) -> TokenSource:
         """Where a plan's tokens are: a request, or the prefix of that id for ``-1 - prefix_id``."""
         return self._jobs[key] if key >= 0 else self._prefixes.source(-1 - key)
-
-
-@dataclass(eq=False)
-class WarmUp:
-    """Prefixes that one caller asked for ahead.
-
-    Attributes:
-        prefix_ids: which.
-        error: what to tell the caller if one of them could not be computed. Requests that use it compute it again.
-    """
-
-    prefix_ids: frozenset[int]
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A step that was started.
-
-    Attributes:
-        logits: [num_logits, vocabulary], which may still be on their way.
-        request_ids: for every row of them the request that it belongs to.
-    """
-
-    logits: Tensor
-    request_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a step did to a request: for each sequence from now on, the one that it continues; None for no change."""
-
-    request_id: int
-    job: Job
-    parents: list[int] | None
-
-
-def _request_error(cause: Exception) -> EngineStepError:
-    error = EngineStepError(f"the next token of a request could not be chosen: {described(cause)}")
-    error.__cause__ = cause
-    return error

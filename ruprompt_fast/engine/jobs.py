@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.core import GenerationOutput
-from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
 from ruprompt_fast.requests.stop_cut import StopCut, without_stop
 from ruprompt_fast.requests.text_stream import TextStream
 from ruprompt_fast.sampling.beam_search import BeamSearch
 from ruprompt_fast.sampling.history import TokenIds
-from ruprompt_fast.sampling.rows import Chosen, SampledToken, SamplingRow
+from ruprompt_fast.sampling.rows import SampledToken, SamplingRow
 
 if TYPE_CHECKING:
     from ruprompt_fast.cache import PrefixEntry
@@ -106,11 +105,11 @@ class Job(ABC):
         return [None] * len(self.sequences)
 
     @abstractmethod
-    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+    def advance(self, chosen: Sequence[SampledToken | None], logits: Tensor) -> list[int] | None:
         """Take in what a step gives the live sequences, in their order.
 
         Args:
-            chosen: what was chosen for each of :meth:`rows`.
+            chosen: the tokens for each of :meth:`rows`.
             logits: [sequences, vocabulary], where the model is: reading them on the host may cost a wait and a copy.
 
         Returns:
@@ -143,9 +142,9 @@ class SamplingJob(Job):
         """A token for every live sequence; at the first step one for each that starts."""
         return [sequence.row for sequence in self.sequences]
 
-    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+    def advance(self, chosen: Sequence[SampledToken | None], logits: Tensor) -> list[int] | None:
         """Append the chosen token to every sequence; the first step may start several."""
-        tokens = [_token(each) for each in chosen]
+        tokens = cast("list[SampledToken]", chosen)
         parents = list(range(len(self.sequences)))
         if len(tokens[0].token_ids) > 1:
             (first,) = tokens
@@ -210,7 +209,7 @@ class BeamJob(Job):
         self._deadline = _deadline(params)
         self._decoder = decoder
 
-    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+    def advance(self, chosen: Sequence[SampledToken | None], logits: Tensor) -> list[int] | None:
         """Choose the beams that live on, from the logits."""
         beams = self._search.advance(logits, out_of_time=time.monotonic() >= self._deadline)
         if self._search.finished:
@@ -244,22 +243,11 @@ class LogitsJob(Job):
         super().__init__(request, max_new_tokens=1, num_sequences=1)
         self.logits: Tensor | None = None
 
-    def advance(self, chosen: Sequence[Chosen | None], logits: Tensor) -> list[int] | None:
+    def advance(self, chosen: Sequence[SampledToken | None], logits: Tensor) -> list[int] | None:
         """Keep the logits, float32 [vocabulary]."""
         self.logits = logits[0].to(torch.float32, copy=True)
         self.sequences, self.done = [], True
         return []
-
-
-def _token(chosen: Chosen | None) -> SampledToken:
-    """What was chosen.
-
-    Raises:
-        NonFiniteLogitsError: nothing could be.
-    """
-    if isinstance(chosen, NonFiniteLogitsError):
-        raise chosen
-    return cast(SampledToken, chosen)
 
 
 def _deadline(params: SamplingParams) -> float:

@@ -55,6 +55,19 @@ class Lease:
     page_hashes: npt.NDArray[np.uint64]
 
 
+@dataclass(eq=False)
+class WarmUp:
+    """Prefixes that one caller asked for ahead.
+
+    Attributes:
+        prefix_ids: which.
+        error: what to tell the caller if one of them could not be computed. Requests that use it compute it again.
+    """
+
+    prefix_ids: frozenset[int]
+    error: Exception | None = None
+
+
 @dataclass(frozen=True)
 class _Known:
     """A prompt that has been used: its prefix if it has one, the seed of its pages' hashes, and its tenant's number."""
@@ -124,21 +137,17 @@ class PromptPrefixes:
             source = self._sources[prefix_id] = PrefixSource(self._cache.entry(prefix_id))
         return source
 
-    def warm_up(self, prompt: LoadedPrompt) -> int | None:
-        """Have the prompt's prefix computed before a request needs it; its id, or None if it has none.
+    def warm_up(self, prompts: Sequence[LoadedPrompt]) -> WarmUp:
+        """Have the prompts' prefixes computed before a request needs them.
 
         Raises:
-            CapacityError: it can never fit.
+            CapacityError: one can never fit; the others are asked for all the same.
         """
-        fields = dict.fromkeys(prompt.format.fields, "")
-        [(ids, prefix_len)] = prompt.encode([fields], self._tokenizer, self._first_row_id)
-        try:
-            entry = self._learn(prompt, ids[:prefix_len]).entry
-            if entry is not None:
-                self._cache.warm_up(entry)
-        except ValueError as error:
-            raise CapacityError(f"the prefix of prompt {prompt.name!r} can never be computed: {error}") from error
-        return None if entry is None else entry.prefix_id
+        refusals: list[CapacityError] = []
+        asked = [self._ask_for(prompt, refusals) for prompt in prompts]
+        if refusals:
+            raise refusals[0]
+        return WarmUp(frozenset(prefix_id for prefix_id in asked if prefix_id is not None))
 
     def forget_retired(self) -> None:
         """Let go of the prefixes of prompts that were replaced or removed."""
@@ -160,6 +169,21 @@ class PromptPrefixes:
                 f"prefixes are held {dict(holders)} times by prompts and requests, {references} times by the cache's "
                 f"count; tokens are kept of {sorted(self._sources)}."
             )
+
+    def _ask_for(self, prompt: LoadedPrompt, refusals: list[CapacityError]) -> int | None:
+        """Have a prompt's prefix computed; its id, or None if it has none or can never fit."""
+        fields = dict.fromkeys(prompt.format.fields, "")
+        [(ids, prefix_len)] = prompt.encode([fields], self._tokenizer, self._first_row_id)
+        try:
+            entry = self._learn(prompt, ids[:prefix_len]).entry
+            if entry is not None:
+                self._cache.warm_up(entry)
+        except ValueError as error:
+            refusal = CapacityError(f"the prefix of prompt {prompt.name!r} can never be computed: {error}")
+            refusal.__cause__ = error
+            refusals.append(refusal)
+            return None
+        return None if entry is None else entry.prefix_id
 
     def _forget(self, prompt: LoadedPrompt) -> None:
         self.release(self._known.pop(id(prompt)).entry)

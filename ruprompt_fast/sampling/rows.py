@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams
 from ruprompt_fast.sampling.filters import Filter, build_filters
 from ruprompt_fast.sampling.history import TokenIds, token_array
@@ -66,5 +65,5 @@ class SampledToken:
     logprobs: list[float] | None = None
 
 
-Chosen: TypeAlias = SampledToken | NonFiniteLogitsError
+Chosen: TypeAlias = SampledToken | Exception
 """What a sampler returns for a row: its tokens, or why there are none."""

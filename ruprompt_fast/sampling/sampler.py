@@ -46,7 +46,13 @@ class Sampler:
             not affected.
         """
         table = logits.detach()[:, : self._vocab_size].cpu()
-        return [None if row is None else self._choose(table[index], row) for index, row in enumerate(rows)]
+        return [None if row is None else self._chosen(table[index], row) for index, row in enumerate(rows)]
+
+    def _chosen(self, logits: Tensor, row: SamplingRow) -> Chosen:
+        try:
+            return self._choose(logits, row)
+        except Exception as error:  # whatever a processor of its own makes of these numbers
+            return error
 
     def _choose(self, logits: Tensor, row: SamplingRow) -> Chosen:
         if row.is_plain_greedy:

@@ -9,7 +9,8 @@ from engine.engine_cases import INPUTS, NAMES, assert_nothing_left, counts, hook
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel
-from ruprompt_fast.errors import CapacityError, NonFiniteLogitsError
+from ruprompt_fast.errors import CapacityError, EngineStepError, NonFiniteLogitsError
+from ruprompt_fast.sampling import processors
 
 pytestmark = pytest.mark.every_backend
 
@@ -79,3 +80,17 @@ def test_a_refusal_names_the_settings() -> None:
     served = serve(num_pages=2)
     with pytest.raises(CapacityError, match="kv_cache_bytes"):
         served.generate("привет", "short", max_new_tokens=100)
+
+
+def test_a_processor_that_fails_ends_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(scores: object, history: object, **settings: float) -> None:
+        raise ZeroDivisionError("of one request's numbers")
+
+    monkeypatch.setattr(processors, "penalize_counts", fail)
+    served, settings = serve(), {"max_new_tokens": 30, "eos_token_id": None}
+    pieces = served.stream("привет", "short", **settings)
+    text = next(pieces)
+    with pytest.raises(EngineStepError, match="token of a request could not be chosen: ZeroDivisionError"):
+        served.generate(["да", "нет"], presence_penalty=[0.0, 0.171875], max_new_tokens=5)
+    assert text + "".join(pieces) == served.generate("привет", "short", **settings)[0].text
+    assert_nothing_left(served)
