@@ -1,4 +1,4 @@
-"""Transformers' own modules on packed tokens, with our attention: what serving and training have in common."""
+"""Transformers' own modules on packed tokens, with our attention; used by serving and training."""
 
 from ruprompt_fast.integration.attention import NAME, Attending, AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.integration.compatibility import batch_dependence, check_compatibility

@@ -27,7 +27,7 @@ _FUNCTIONS: dict[type[nn.Module], Activation] = {
     _class_of("swish"): "silu",
 }
 
-# Modules whose forward applies the activation to the output of one linear layer, and nothing else to either:
+# Modules whose forward applies the activation to the output of one linear layer and uses neither for anything else:
 # (name of the linear layer, name of the activation) by the class's module and name.
 _GATED = ("gate_proj", "act_fn")
 _FUSED_PAIRS: dict[tuple[str, str], tuple[str, str]] = {
@@ -46,14 +46,14 @@ _FUSED_PAIRS: dict[tuple[str, str], tuple[str, str]] = {
 
 
 class OnePassActivation(nn.Module):
-    """An activation in one pass over its input; transformers' ``NewGELUActivation`` makes eight."""
+    """An activation in one pass over its input; transformers' ``NewGELUActivation`` takes eight."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """The function of every element."""
+        """The function, element by element."""
         return activate(x, self.activation)
 
     def extra_repr(self) -> str:
@@ -63,7 +63,7 @@ class OnePassActivation(nn.Module):
 
 @dataclass(frozen=True)
 class FusedPair:
-    """A linear layer and the activation that alone reads it: children ``linear`` and ``act`` of ``parent``."""
+    """A linear layer and the activation that alone reads its output: children ``linear`` and ``act`` of ``parent``."""
 
     parent: nn.Module
     linear: str
@@ -72,7 +72,7 @@ class FusedPair:
 
 
 def fused_pairs(model: nn.Module) -> Iterator[FusedPair]:
-    """Every place of a model where an activation can be computed with the linear layer in front of it."""
+    """Every place of a model where an activation can be fused with the linear layer before it."""
     for parent in model.modules():
         family = type(parent).__module__.removeprefix("transformers.models.").partition(".")[0]
         names = _FUSED_PAIRS.get((family, type(parent).__name__))
@@ -94,5 +94,5 @@ def slow_activations(model: nn.Module) -> Iterator[tuple[nn.Module, str, Activat
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module runs the ``forward`` that its class was written with: other code may have put another there."""
+    """Whether a module runs its class's own ``forward``, which other code may have replaced."""
     return "forward" not in vars(module) and type(module).forward.__module__ == type(module).__module__

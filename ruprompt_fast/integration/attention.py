@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # transformers reads a meaning into names that contain flash, sdpa, flex_attention or "paged|".
 NAME = "ruprompt_fast"
 
-# What modules hand to every attention function and ours needs not know: positions are in the ids of the pages.
+# Arguments that modules pass to every attention function and ours ignores: pages already say where tokens are.
 _IRRELEVANT = {
     "cache_position",
     "head_mask",
@@ -43,8 +43,8 @@ class AttentionCall:
         query: [N, heads, head_dim].
         key: [N, kv_heads, head_dim].
         value: [N, kv_heads, value_dim].
-        scaling: what scores are multiplied by.
-        sliding_window: how many of the last positions a token sees, itself among them; None for all.
+        scaling: the factor of the scores.
+        sliding_window: how many of the last positions a token sees, with its own; None for all.
         softcap: the bound of the scores' soft cap, or None.
         position_bias: what is added to the scores, as T5 does, or None.
     """
@@ -60,13 +60,13 @@ class AttentionCall:
 
 
 class Attending(Protocol):
-    """Who computes attention during one forward pass; it reaches :func:`attend` as the keyword ``attending``."""
+    """What computes attention during one forward pass; :func:`attend` gets it as the keyword ``attending``."""
 
     def attend(self, call: AttentionCall, /) -> Tensor:
         """Attention of one layer, [N, heads, value_dim].
 
         Raises:
-            AttentionError: the layer asks for something that is not known here.
+            AttentionError: the layer asks for something that is not supported here.
         """
         ...
 
@@ -92,7 +92,7 @@ def attend(
 
     Raises:
         AttentionError: nobody attends (the model was called outside the engine and the trainer), or the layer asks for
-            something that is not known here; silence would give wrong numbers.
+            something that is not supported here; ignoring it would give wrong numbers.
     """
     layer = getattr(module, "layer_idx", None)
     if attending is None or layer is None:
@@ -118,7 +118,7 @@ def attend(
 
 
 def refuse_position_bias(call: AttentionCall) -> None:
-    """For those who attend without one.
+    """Refuse a position bias where attention is computed without one.
 
     Raises:
         AttentionError: the layer adds a bias to its scores.

@@ -1,4 +1,4 @@
-"""Whether the engine computes what a model computes; asked once, when the model is loaded."""
+"""The compatibility check: whether the engine computes what a model computes. Runs once, when the model is loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _SEQUENCE_LENS = (13, 7)
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-# Their frequencies follow the longest sequence of the batch, so a request would depend on its neighbours.
+# Their frequencies depend on the longest sequence of the batch, so a request would depend on its neighbours.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
-# How far packed logits may lie from the model's own, in the Frobenius norm: a wrong mask or position is off by tenths.
+# How far packed logits may be from the model's own, in the Frobenius norm: a wrong mask or position is off by tenths.
 _RELATIVE_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -30,7 +30,7 @@ def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> 
     """Run two short sequences packed through our attention, and each alone through the model's own.
 
     Returns:
-        What every layer keeps of a token, a shape for each layer.
+        The shapes of each layer's key and value of a token.
 
     Raises:
         UnsupportedModelError: the model cannot run on the engine; the message says why.
@@ -47,13 +47,13 @@ def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> 
     with torch.inference_mode(), embedding.rows_for_call(rows):
         try:
             expected = torch.cat([_logits(model, ids, torch.arange(len(ids))) for ids in sequences])
-        except Exception as error:  # whatever a model's own forward raises; generate may know how to call it
+        except Exception as error:  # any error of a model's own forward; generate may know how to call it
             raise UnsupportedModelError(f"{type(model).__name__} does not run by itself: {described(error)}") from error
         positions = torch.cat([torch.arange(length) for length in _SEQUENCE_LENS])
         with AttentionSwitch(model).ours():
             try:
                 actual = _logits(model, torch.cat(sequences), positions, attending=recorder)
-            except Exception as error:  # by itself the model has just run, so it is our attention that it cannot use
+            except Exception as error:  # the model has just run by itself, so the cause is our attention
                 raise UnsupportedModelError(
                     f"{type(model).__name__} does not route its attention through transformers' registry "
                     f"({type(error).__name__}: {error})"
@@ -83,7 +83,7 @@ def _check_architecture(model: PreTrainedModel) -> None:
 
 
 def batch_dependence(model: PreTrainedModel) -> str:
-    """What makes one sequence's numbers depend on the others of its batch; empty if nothing known does."""
+    """What makes one sequence's numbers depend on the rest of its batch; empty if nothing is known to."""
     config = model.config.get_text_config()
     kinds = [kind for kind in _BATCH_DEPENDENT_ROPE if any(kind in rope for rope in _rope_types(config))]
     if kinds:
@@ -107,7 +107,7 @@ def _check_layers(model: PreTrainedModel, recorder: _Recorder) -> None:
         )
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    # The check's sequences are too short to tell a window; a config without types may mean it for every layer.
+    # The check's sequences are too short to notice a window; in a config without types it may apply to every layer.
     slides = window is not None and window < (context_length(model.config) or window + 1)
     if types is None and slides and not any(recorder.windows.values()):
         raise UnsupportedModelError(f"{type(model).__name__} slides its window through masks only.")
@@ -129,7 +129,7 @@ def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, **extr
 
 
 class _Recorder:
-    """Plain attention over the check's packed sequences; notes what every layer asks for."""
+    """Plain attention over the check's packed sequences; records what every layer asks for."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, KVShape] = {}

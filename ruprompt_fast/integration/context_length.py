@@ -14,7 +14,7 @@ UNBOUNDED_CONTEXT = 1 << 15
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Positions that the model has, or None where they are unbounded (T5)."""
+    """The number of positions of the model, or None where it is unbounded (T5)."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None  # XLNet says -1
 

@@ -17,11 +17,11 @@ from ruprompt_fast.ops.activation import activate
 
 
 class FrozenLayers:
-    """Gives a model's layers another way to compute the same, and gives them their own back.
+    """Replaces how a model's layers compute, without changing the result, and restores their own way afterwards.
 
-    Linear layers call :func:`~ruprompt_fast.ops.frozen_linear`, and activations that transformers writes in many passes
-    take one. Layers that train, that other code has given a ``forward`` of their own, or under autocast stay as they
-    are.
+    Linear layers call :func:`~ruprompt_fast.ops.frozen_linear`, and activations that take many passes in
+    transformers take one. Layers that train, that other code has given a new ``forward``, or that run under autocast
+    are not changed.
 
     Args:
         model: the model, frozen.

@@ -1,4 +1,4 @@
-"""The output layer of a model, where it can be left to whoever knows which logits are needed."""
+"""Takes the output layer out of a model, for callers that need only some of the logits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NUM_TOKENS = 5
 
 
 class OutputLayer:
-    """Takes the output layer out of a model's forward, so that its ``logits`` are what the layer would have read.
+    """Takes the output layer out of a model's forward, so that its ``logits`` are the layer's inputs.
 
     Args:
         model: a decoder, with its own attention.
 
     Attributes:
-        linear: the layer; None where the logits are more than one linear layer of what it reads (Gemma 2 bounds them,
-            Cohere scales them), which is asked of the model itself.
+        linear: the layer; None where the logits are more than the output of one linear layer (Gemma 2 bounds them,
+            Cohere scales them), which a forward pass of the model tells.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -56,10 +56,10 @@ class OutputLayer:
 
     @torch.no_grad()
     def _computes_the_logits(self, model: PreTrainedModel, linear: nn.Linear) -> bool:
-        """Whether the model puts out what the layer does, whatever that is, and takes any width of it."""
+        """Whether the model returns what the layer computes, unchanged and of any width."""
         run: Any = model
         input_ids = torch.arange(_NUM_TOKENS, device=linear.weight.device)[None]
-        # Numbers so large that any bound would show.
+        # Large enough for any bound to show.
         given = torch.linspace(-1e4, 1e4, _NUM_TOKENS * linear.out_features).view(1, _NUM_TOKENS, -1).to(linear.weight)
         with self._replaced(lambda x: given):
             logits: Tensor = run(input_ids=input_ids, use_cache=False).logits

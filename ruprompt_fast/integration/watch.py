@@ -1,4 +1,4 @@
-"""Whether anything that a module's answers depend on has changed since somebody looked."""
+"""Whether anything that a module's results depend on has changed since it was last checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from ruprompt_fast._C import MemoryBlocks
 
-# Attributes that no forward pass reads, or that whoever runs one sets for its time only.
+# Attributes that no forward pass reads, or that are set during one only.
 _IRRELEVANT = frozenset(
     {
         "_attn_implementation_internal",
@@ -25,8 +25,8 @@ _IRRELEVANT = frozenset(
         "warnings_issued",
     }
 )
-# What every module has and a forward pass without gradients does not run, or what changes together with the hooks that
-# it does: compared by identity, which costs nothing.
+# Attributes of every module that a forward pass without gradients does not use, or that change together with the hooks
+# that it does use: compared by identity, which takes no time.
 _NOT_RUN = frozenset(
     {
         "_backward_hooks",
@@ -52,14 +52,14 @@ _forward: Callable[[type[nn.Module]], object] = attrgetter("forward")
 class Watch:
     """What a module and its submodules compute from, as it was when this object was made.
 
-    Compared at every look are: which submodules there are; their plain attributes (switches of adapters, scales,
+    Every check compares: which submodules there are; their plain attributes (switches of adapters, scales,
     modes, activation functions), also inside lists and dictionaries; hooks, those of all modules included; the
     ``forward`` of instances and of classes; the fields of configs; and of every parameter, buffer and other tensor the
     object, its memory, torch's count of changes in place, and the numbers of three short blocks. These tell changes
     that torch does not count (through ``.data``, numpy, a fused optimizer, another process) where they touch a block,
     as a change of a whole tensor does.
 
-    What cannot be seen: single numbers changed through ``.data``, ``numpy()`` or shared memory, what objects of other
+    Not noticed are single numbers changed through ``.data``, ``numpy()`` or shared memory, what objects of other
     kinds hold, and what functions close over.
 
     Args:
@@ -86,7 +86,7 @@ class Watch:
         self._blocks = MemoryBlocks([block for tensor in self._placed if tensor.is_cpu for block in _blocks(tensor)])
 
     def sees_change(self) -> bool:
-        """Whether anything differs. Costs 0.1 ms for a GPT-2 of 12 layers; may be called on any thread."""
+        """Whether anything differs. Takes 0.1 ms for a GPT-2 of 12 layers; may be called on any thread."""
         try:
             return not (
                 (self._attributes == self._expected or self._differs_in_irrelevant_only())
@@ -97,7 +97,7 @@ class Watch:
                 and list(map(Tensor.data_ptr, self._placed)) == self._pointers
                 and not self._blocks.differ()
             )
-        except Exception:  # values that cannot be compared, such as an array in the place of another
+        except Exception:  # values that cannot be compared, such as arrays
             return True
 
     def _differs_in_irrelevant_only(self) -> bool:
@@ -112,10 +112,10 @@ def _relevant(attributes: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _copied(key: object, value: Any) -> Any:
-    """A value to compare with: containers are copied, all else is itself, which equals itself at no cost."""
+    """A copy of a container, or any other value itself: comparing a value with itself is free."""
     if key in _NOT_RUN:
         return value
-    if isinstance(value, OrderedDict):  # the order counts, of hooks above all
+    if isinstance(value, OrderedDict):  # the order matters, above all of hooks
         return OrderedDict((name, _copied(None, part)) for name, part in value.items())
     if isinstance(value, dict):
         return {name: _copied(None, part) for name, part in value.items()}
@@ -127,19 +127,19 @@ def _copied(key: object, value: Any) -> Any:
 
 
 def _lookalikes(modules: Iterable[nn.Module]) -> Iterator[tuple[dict[Any, Any], str, Any]]:
-    """Objects that may equal another one, so that equality does not tell that they were replaced."""
+    """Objects that may equal others, so that equality does not tell whether they were replaced."""
     for module in modules:
         for holder in (module.__dict__, module._parameters, module._buffers):
             for key, value in _relevant(holder).items():
                 own_equality: Any = type(value).__eq__
                 compares = hasattr(value, "__dict__") and own_equality is not object.__eq__
-                # Containers are compared as they are; larger tensors have no truth value, which is an answer, too.
+                # Containers are compared as they are; larger tensors cannot be compared, and that is an answer too.
                 if compares and not isinstance(value, dict) and (not isinstance(value, Tensor) or value.numel() <= 1):
                     yield holder, key, value
 
 
 def _modules(root: nn.Module) -> Iterator[nn.Module]:
-    """A module, its submodules, and modules that any of them holds otherwise, as a value or in a container."""
+    """A module, its submodules, and modules that any of them holds as a plain value or in a container."""
     found: dict[int, nn.Module] = {}
     waiting = [root]
     while waiting:
