@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -22,10 +22,12 @@ Processor: TypeAlias = Callable[[Scores, History], None]
 
 _LARGEST_EXPONENT = 64.0  # e**64 times any score of a model fits float32
 _LARGEST = np.finfo(np.float32).max
+_KEPT = 16  # different settings in use at once; the biases of a whole vocabulary take megabytes
 
 
+@lru_cache(maxsize=_KEPT)
 def build_processors(params: SamplingParams) -> tuple[Processor, ...]:
-    """The processors that a request's settings ask for, in the order in which they run.
+    """The processors that a request's settings ask for, in the order in which they run; sequences share them.
 
     The order is that of ``GenerationMixin._get_logits_processor``; ``logit_bias`` runs together with
     ``sequence_bias``, the presence and frequency penalties run after ``repetition_penalty``.
