@@ -221,7 +221,7 @@ def _first_rows(
 
 
 def read_keys_values(model: PreTrainedModel, ids: Sequence[int], shape: KVShape) -> Tensor:
-    """What the model keeps of tokens that stand alone at positions 0, 1, ...; [len(ids), shape.row_width].
+    """What the model keeps of single tokens at positions 0, 1, ...; [len(ids), shape.row_width].
 
     Args:
         model: a decoder; it reads the tokens in evaluation mode, and is in its own again afterwards.

@@ -76,7 +76,7 @@ class RowInit:
     ) -> Tensor:
         """New rows [prompt_length, embedding_dim] on the embedding's device, in its dtype or float32 if that is wider.
 
-        Rows stand for the embedding module's output, so they are made by calling it: modules that scale what they look
+        Rows replace the embedding module's output, so they are made by calling it: modules that scale what they look
         up are accounted for.
 
         Args:
@@ -142,7 +142,7 @@ class RowInit:
         return torch.cat([*rows, embed_tokens(embedding, _draw(pool, rest, generator))])
 
     def _ids(self, text: str) -> list[int]:
-        """The ids of a text: one that begins with a space or a line end goes on with another, others stand alone."""
+        """The ids of a text: one that begins with a space or a line end continues another, others are on their own."""
         ids = (ids_after_text if text[:1].isspace() else ids_alone)(text, self._need_tokenizer())
         if not ids:
             raise PromptInitError(f"the text {shown(text)} has no tokens to initialize rows from.")
