@@ -108,7 +108,14 @@ class EngineThread:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:  # it starts all the same, and nobody would stop it
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -215,8 +222,11 @@ class _Calls:
 
     def tell(self) -> None:
         """Wake those that have news and do not know it yet."""
+        for call in self._calls:
+            if call.event_loop.is_closed():
+                call.abandon()
         self._calls = [call for call in self._calls if not call.is_closed]
-        _tell([call for call in self._calls if not call.is_told and call.has_news()])
+        _tell([call for call in self._calls if not call.is_told and _has_news(call)])
 
     def fail(self, error: Callable[[], Exception]) -> None:
         """Tell all of them an error, each one of its own, and forget them."""
@@ -224,6 +234,14 @@ class _Calls:
         for call in calls:
             call.error = error()
         _tell(calls)
+
+
+def _has_news(call: Call) -> bool:
+    try:
+        return call.has_news()
+    except Exception as error:  # the news of this call; the others' steps go on
+        call.error = error
+        return True
 
 
 def _tell(calls: Sequence[Call]) -> None:
@@ -238,7 +256,7 @@ def _tell(calls: Sequence[Call]) -> None:
 def _call_in(event_loop: asyncio.AbstractEventLoop, calls: Sequence[Call]) -> None:
     try:
         event_loop.call_soon_threadsafe(_wake, calls)
-    except RuntimeError:  # it is closed, and with it all who waited there
+    except RuntimeError:  # it has just been closed, and with it all who waited there
         for call in calls:
             call.abandon()
 

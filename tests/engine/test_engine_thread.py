@@ -35,6 +35,7 @@ from patience import HANG_SECONDS, exit_code_of, join_all, wait_for, wait_until_
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.concurrency import threads
 from ruprompt_fast.engine import engine_thread
+from ruprompt_fast.engine.jobs import SamplingJob
 from ruprompt_fast.errors import (
     CapacityError,
     DeadlockError,
@@ -95,6 +96,13 @@ def together(model: FastPromptModel, num_requests: int = 2) -> Fault:
         return len(model._dispatcher._current.engine._jobs) + num_orders(model) >= num_requests
 
     return Fault(lambda: wait_for(are_there), (1,))
+
+
+def submitted(model: FastPromptModel, has_news: Callable[[], bool]) -> engine_thread.Call:
+    """A long request of the running event loop."""
+    task, current = model._calls.streamed_task("да", None, None, *split_extras(LONG)), model._dispatcher._current
+    job = SamplingJob(task.request, task.params(), current._decoder, streaming=True)
+    return model.engine_thread.submit(current.engine, [job], has_news)
 
 
 # what is given
@@ -324,6 +332,21 @@ def test_an_event_loop_that_is_closed_in_the_midst(model: FastPromptModel) -> No
         pieces.aclose().send(None)
 
 
+def test_an_event_loop_that_is_closed_before_its_news_are_read(model: FastPromptModel) -> None:
+    """Nothing is kept of its calls, although they have been woken."""
+    event_loop = asyncio.new_event_loop()
+
+    async def submit() -> engine_thread.Call:
+        return submitted(model, lambda: True)
+
+    call = event_loop.run_until_complete(submit())
+    wait_for(lambda: call.is_told)
+    event_loop.close()
+    model.generate("да", "short", max_new_tokens=2)
+    assert call.is_closed
+    assert model.engine_thread._calls._calls == []
+
+
 def test_tasks_cancelled_at_any_moment(model: FastPromptModel) -> None:
     expected = model.generate("да", "short", max_new_tokens=30, **ENDLESS)[0].text
 
@@ -391,6 +414,23 @@ def test_a_loop_that_fails_fails_all(model: FastPromptModel, monkeypatch: pytest
     with hooked(model, Fault(lambda: wait_for(lambda: num_orders(model) >= 1 or go_on.is_set()), (1,))):
         run(work())
     assert run(text_of(model, max_new_tokens=4, **ENDLESS))
+
+
+def test_news_that_cannot_be_asked_for(model: FastPromptModel) -> None:
+    """The call is told why; the others go on."""
+    expected = model.generate("привет", "short", **LONG)[0].text
+
+    def fail() -> bool:
+        raise ZeroDivisionError("of one call's news")
+
+    async def work() -> None:
+        task = asyncio.create_task(text_of(model, **LONG))
+        call = submitted(model, fail)
+        await raised(call.news(), ZeroDivisionError, "one call's news")
+        call.close()
+        assert await task == expected
+
+    run(work())
 
 
 def test_a_model_that_is_changed_meanwhile() -> None:
@@ -481,6 +521,24 @@ def test_start_and_stop(served: FastPromptModel) -> None:
         return text
 
     assert run(work()) == served.generate("привет", "short", max_new_tokens=5, **ENDLESS)[0].text
+
+
+def test_a_start_that_is_cancelled_leaves_nothing_running(served: FastPromptModel) -> None:
+    async def use() -> None:
+        async with served.engine_thread:
+            pytest.fail("it was cancelled before")
+
+    async def work(is_running: bool) -> None:
+        task = asyncio.create_task(use())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert served.engine_thread.is_running is is_running
+
+    run(work(is_running=False))
+    with served.engine_thread:  # what another has started is not stopped
+        run(work(is_running=True))
 
 
 def test_what_runs_when_it_stops_fails(served: FastPromptModel) -> None:
