@@ -44,7 +44,7 @@ class EncodedDataset(Dataset["list[Example]"]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of every item, prompt rows included."""
+        """Tokens of every item, virtual tokens included."""
         return [len(item[0]["input_ids"]) for item in self.items]
 
     def batches(self, batch_size: int) -> list[list[Example]]:
