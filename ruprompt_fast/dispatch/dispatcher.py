@@ -225,7 +225,7 @@ class Dispatcher:
 
         def check() -> None:
             check_attached(self._model, self._embedding)
-            if current is not None and (self._current is not current or current.is_outdated(self._model)):
+            if current is not None and (self._current is not current or current.is_outdated()):
                 raise _changed()
 
         return check
@@ -250,7 +250,7 @@ class Dispatcher:
         self._loop.check_caller()
         check_attached(self._model, self._embedding)
         current = self._current
-        if current is not None and not current.is_outdated(self._model):
+        if current is not None and not current.is_outdated():
             return current  # without asking the thread, which may be in a long step
         current = self._loop.call(self._renew)
         if isinstance(current, NoEngine) and not self._has_warned:
@@ -267,7 +267,7 @@ class Dispatcher:
             EngineStepError: the changed model does not run.
         """
         current = self._current
-        if current is None or thorough or current.is_outdated(self._model):
+        if current is None or thorough or current.is_outdated():
             prepared = self._take_current(_changed)
             self._loop.is_stale = True  # unless it succeeds: building may run out of memory, too
             self._model.eval()

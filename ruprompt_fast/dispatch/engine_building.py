@@ -67,7 +67,7 @@ def build_engine(
             raise UnsupportedModelError(
                 f"{asked} needs the engine, and this model cannot run on it: {error} Leave {asked} out."
             ) from error
-        return NoEngine(str(error), Watch(embedding))
+        return NoEngine(str(error), model, Watch(embedding))
 
 
 def _built(

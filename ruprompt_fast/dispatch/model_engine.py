@@ -36,15 +36,17 @@ class NoEngine:
 
     Attributes:
         reason: why not.
-        watch: of the token table; nothing is kept of the rest.
+        model: the model.
+        watch: of the token table; nothing else of the model is looked at but whether it trains.
     """
 
     reason: str
+    model: PreTrainedModel
     watch: Watch
 
-    def is_outdated(self, model: PreTrainedModel) -> bool:
+    def is_outdated(self) -> bool:
         """Whether the model has changed since."""
-        return self.watch.sees_change() or any(module.training for module in model.modules())
+        return self.watch.sees_change() or any(module.training for module in self.model.modules())
 
 
 class ModelEngine:
@@ -80,7 +82,7 @@ class ModelEngine:
         self._vocab_size = vocab_size
         self._banned_ids = banned_ids
 
-    def is_outdated(self, model: PreTrainedModel | None = None) -> bool:
+    def is_outdated(self) -> bool:
         """Whether anything that the model computes from has changed since."""
         return self._watch.sees_change() or self.prepared.is_outdated()
 
