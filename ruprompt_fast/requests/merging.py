@@ -132,14 +132,14 @@ def merged_config(
             raise UnknownArgumentError(f"unknown generation argument {shown(name)}{hint}")
     for name, value in _plain(vars(config) if config is not None else {}, limits).items():
         setattr(merged, name, value)
-    given = _plain(arguments, limits)
+    # Part of the call: without it transformers' own checks call output_scores a flag that is ignored.
+    given = {**_plain(arguments, limits), "return_dict_in_generate": True}
     own = _plain({name: getattr(defaults, name, None) for name in known}, limits)
     try:
         merged.update(**given)
         merged.update(**own, defaults_only=True)
     except Exception as error:  # transformers' own checks
         raise SettingError(f"a generation setting cannot work: {shown(str(error), 500)}") from error
-    merged.return_dict_in_generate = True
     for name in UNSUPPORTED:  # transformers looks for None
         if not getattr(merged, name, None):
             setattr(merged, name, None)

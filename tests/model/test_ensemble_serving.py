@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ from model_cases import make_prompt
 from tiny_models import sharp_model, tiny_tokenizer
 from tolerances import LOGPROB_ERROR
 from transformers import GenerationConfig
+from transformers.utils.logging import warning_once
 
 from ruprompt_fast import FastPromptModel, GenerationOutput, Prompt
 from ruprompt_fast.errors import (
@@ -127,6 +130,19 @@ class TestGenerate:
             assert output.logprobs == pytest.approx(every[best].logprobs, abs=LOGPROB_ERROR)
             winners.add(output.prompt)
         assert len(winners) > 1
+
+    def test_no_words_about_settings_that_nobody_gave(
+        self, served: FastPromptModel, ensemble: PromptEnsemble, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """The log-probabilities that members are compared by are a setting, too."""
+        logger = logging.getLogger("transformers")
+        logger.addHandler(handler := logging.StreamHandler(sys.stderr))
+        warning_once.cache_clear()
+        try:
+            served.generate("да", "task", **GREEDY)
+        finally:
+            logger.removeHandler(handler)
+        assert "output_scores" not in capfd.readouterr().err
 
     def test_of_one_member(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         served.add_prompt("one", PromptEnsemble(ensemble.members[:1]))
