@@ -23,7 +23,7 @@ AttentionTables::AttentionTables(const int32_t* query_starts, const int32_t* con
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t queries = static_cast<int64_t>(query_starts[r + 1]) - query_starts[r];
     const int64_t context = context_lens[r];
-    if (queries < 0) throw std::invalid_argument("query_starts falls behind row " + number(r));
+    if (queries < 0) throw std::invalid_argument("query_starts decreases after row " + number(r));
     if (context < queries) {
       throw std::invalid_argument("row " + number(r) + " has " + number(queries) + " query tokens but a context of " +
                                   number(context) + ": the context includes the query tokens");

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ruprompt_fast.cache import PagePool
-from ruprompt_fast.sampling.rows import Chosen, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

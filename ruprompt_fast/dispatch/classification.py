@@ -164,7 +164,7 @@ def _check_fits(config: PretrainedConfig, request: Request, words: WordsAfter, v
     if limit is None or needed <= limit:
         return
     raise ContextLengthError(
-        f"input {request.index} has {len(request.input_ids)} tokens, prompt rows included, and its longest label, "
+        f"input {request.index} has {len(request.input_ids)} tokens, virtual tokens included, and its longest label, "
         f"{shown(verbalizers.words[longest])}, has {len(words.ids[longest])}, the last of which takes no position; the "
         f"model's context is {limit}. Shorten the input by {needed - limit} tokens, or use shorter labels."
     )

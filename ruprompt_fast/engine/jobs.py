@@ -20,7 +20,7 @@ from ruprompt_fast.requests.stop_cut import StopCut, without_stop
 from ruprompt_fast.requests.text_stream import TextStream
 from ruprompt_fast.sampling.beam_search import BeamSearch
 from ruprompt_fast.sampling.history import TokenIds
-from ruprompt_fast.sampling.rows import SampledToken, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import SampledToken, SamplingRow
 
 if TYPE_CHECKING:
     from ruprompt_fast.cache import PrefixEntry

@@ -119,7 +119,7 @@ class PromptPrefixes:
         if known.prompt is not None and known.prompt.retired:  # replaced or removed since the request was encoded
             self._forget(known.prompt)
         ids = np.asarray(request.input_ids, dtype=np.int64)
-        # The rows' ids depend on the tokenizer's size only, so they stand for themselves behind the prompt's seed.
+        # The rows' ids depend on the tokenizer's size only, so they mean themselves after the prompt's seed.
         return Lease(known.entry, known.tenant, page_hashes(known.seed, ids, self._pool.page_size))  # type: ignore[arg-type]
 
     def release(self, entry: PrefixEntry | None) -> None:

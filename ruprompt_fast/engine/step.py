@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ruprompt_fast.engine.jobs import Job
 from ruprompt_fast.errors import EngineStepError, RupromptError, described
-from ruprompt_fast.sampling.rows import Chosen, SampledToken
+from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken
 
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import Runner

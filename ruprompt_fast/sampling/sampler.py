@@ -13,7 +13,7 @@ from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams
 from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_array
 from ruprompt_fast.sampling.noise import noise_key, sample_index
-from ruprompt_fast.sampling.rows import Chosen, SampledToken, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
 
 _COLD = 1e-3  # a score divided by less may overflow float32
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80

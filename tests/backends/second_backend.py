@@ -24,8 +24,8 @@ from ruprompt_fast.embedding import SplicedEmbedding
 from ruprompt_fast.errors import UnsupportedModelError
 from ruprompt_fast.integration import AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.prompts import KVShape
-from ruprompt_fast.sampling.rows import Chosen, SamplingRow
 from ruprompt_fast.sampling.sampler import Sampler
+from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
 
 _MEMORY = 1 << 29
 _OVERWRITTEN = -(1 << 30)

@@ -20,7 +20,7 @@ from ruprompt_fast.errors import NonFiniteLogitsError, SettingError, TensorArgum
 from ruprompt_fast.integration import check_compatibility
 from ruprompt_fast.prompts import KVShape
 from ruprompt_fast.requests.sampling_params import SamplingParams
-from ruprompt_fast.sampling.rows import SampledToken, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import SampledToken, SamplingRow
 
 NUM_PAGES = 12
 SHAPES = [KVShape(1, 2, 3, 2), KVShape(1, 1, 2, 4)]

@@ -227,7 +227,7 @@ def test_arguments_that_do_not_fit(function) -> None:
     ("fields", "message"),
     [
         ({"query_starts": torch.tensor([1, 1, 3]).int()}, "begins with 1, not 0"),
-        ({"query_starts": torch.tensor([0, 4, 3]).int()}, "falls behind row 1"),
+        ({"query_starts": torch.tensor([0, 4, 3]).int()}, "decreases after row 1"),
         ({"context_lens": torch.tensor([20, 1]).int()}, "row 1 has 2 query tokens but a context of 1"),
         ({"context_lens": torch.tensor([20, 200]).int()}, "200 tokens, 13 pages, but block_tables is 4 wide"),
         ({"context_lens": torch.tensor([20]).int()}, "1 context_lens need 2 query_starts and 1 block_tables"),

@@ -11,7 +11,7 @@ from ruprompt_fast.errors import SettingError
 from ruprompt_fast.requests.coverage import IMPLEMENTED, WITHOUT_EFFECT, fallback_only_settings
 from ruprompt_fast.requests.generation_settings import sampling_params
 from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
-from ruprompt_fast.sampling.rows import SamplingRow
+from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 
 def resolve(extras: ExtraSettings | None = None, **settings: Any) -> SamplingParams:

@@ -19,7 +19,7 @@ from ruprompt_fast.requests.sampling_params import ExtraSettings, SamplingParams
 from ruprompt_fast.sampling.filters import build_filters
 from ruprompt_fast.sampling.history import History
 from ruprompt_fast.sampling.processors import build_processors
-from ruprompt_fast.sampling.rows import SamplingRow
+from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 VOCAB = 97
 ROWS = 7

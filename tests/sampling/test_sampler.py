@@ -15,8 +15,8 @@ from tolerances import LOGPROB_ERROR
 from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.requests.sampling_params import SamplingParams, finish_reason
 from ruprompt_fast.sampling.noise import gumbel, noise_key
-from ruprompt_fast.sampling.rows import SampledToken, SamplingRow
 from ruprompt_fast.sampling.sampler import Sampler
+from ruprompt_fast.sampling.sampling_rows import SampledToken, SamplingRow
 
 VOCAB = 1003
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

@@ -15,8 +15,8 @@ from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.integration import AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.ops import write_kv
 from ruprompt_fast.ops.cpu.paged_attention import AttentionTables, paged_attention_cpu
-from ruprompt_fast.sampling.rows import Chosen, SamplingRow
 from ruprompt_fast.sampling.sampler import Sampler
+from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

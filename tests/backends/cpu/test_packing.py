@@ -271,7 +271,7 @@ def test_bad_inputs_are_named() -> None:
 
 
 def rounded_to_int8(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with every linear weight replaced by what its int8 form stands for; ties are cut."""
+    """The model with every linear weight replaced by its int8 form, unpacked; ties are cut."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             weight = module.weight.detach()
