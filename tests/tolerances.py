@@ -22,18 +22,29 @@ RELATIVE_ERROR = {
 PRODUCT_ERROR = {**RELATIVE_ERROR, torch.float32: 2e-6}
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``|actual - expected| / |expected|`` in float64; zero where both are empty or zero."""
+def relative_error(actual: Tensor, expected: Tensor, summed: Tensor | None = None) -> float:
+    """``|actual - expected| / |summed|`` in float64; zero where both are empty or zero.
+
+    Args:
+        actual: the result.
+        expected: its reference.
+        summed: the sum of the magnitudes that the result is a sum of, where they may cancel: rounding is relative to
+            them, not to what is left. Defaults to ``expected``.
+    """
     difference = (actual.double() - expected.double()).norm()
-    return 0.0 if difference == 0 else float(difference / expected.double().norm())
+    return 0.0 if difference == 0 else float(difference / (expected if summed is None else summed).double().norm())
 
 
 def assert_close(
-    actual: Tensor, expected: Tensor, allowed: Mapping[torch.dtype, float] = MappingProxyType(RELATIVE_ERROR)
+    actual: Tensor,
+    expected: Tensor,
+    allowed: Mapping[torch.dtype, float] = MappingProxyType(RELATIVE_ERROR),
+    *,
+    summed: Tensor | None = None,
 ) -> None:
-    """Asserts shape, dtype and the relative error that ``actual``'s dtype allows."""
+    """Asserts shape, dtype and the relative error that ``actual``'s dtype allows; see :func:`relative_error`."""
     assert actual.shape == expected.shape
-    error = relative_error(actual, expected)
+    error = relative_error(actual, expected, summed)
     assert error <= allowed[actual.dtype], f"relative error {error:.3g} in {actual.dtype}"
 
 

@@ -30,8 +30,11 @@ def attend(case: Case, **settings: float | int | None) -> Tensor:
 
 
 def check(case: Case, **settings: float | int | None) -> None:
-    expected = paged_attention_reference(*case.arguments, scaling=case.scaling, **settings)  # type: ignore[arg-type]
-    assert_close(attend(case, **settings), expected)
+    expected, summed = (
+        paged_attention_reference(case.query, case.key_pages, values, case.plan, scaling=case.scaling, **settings)  # type: ignore[arg-type]
+        for values in (case.value_pages, case.value_pages.abs())
+    )
+    assert_close(attend(case, **settings), expected, summed=summed)
 
 
 @pytest.fixture
