@@ -24,5 +24,5 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
     """
     make = BACKENDS.get(device.type)
     if make is None:
-        raise UnsupportedModelError(f"the engine's attention runs on CPUs; the model is on {device}.")
+        raise UnsupportedModelError(f"the engine runs on {', '.join(BACKENDS)}; the model is on {device}.")
     return make(dtype)

@@ -2,7 +2,8 @@
 
 The scheduler plans in pages and slots, the engine keeps requests and prefixes, and neither names a device. A
 :class:`Backend` says how the KV cache lies in memory, prepares a model's layers, and makes the :class:`Runner` that
-computes the model's steps. To add a device, write the two and name them in :func:`ruprompt_fast.backends.backend_for`.
+computes the model's steps. To add a device, write the two and name the backend in ``BACKENDS`` of
+:mod:`ruprompt_fast.backends`.
 """
 
 from __future__ import annotations

@@ -135,11 +135,8 @@ class StepLoop:
             try:
                 raise error
             finally:
-                del (
-                    error,
-                    order,
-                    answers,
-                )  # the error's traceback holds this frame: a cycle that would outlive the caller
+                # The error's traceback holds this frame: a cycle that would outlive the caller.
+                del error, order, answers
         return value
 
     def start(self) -> None:

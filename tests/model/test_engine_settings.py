@@ -329,6 +329,9 @@ def test_what_was_asked_for_is_what_there_is() -> None:
     assert stats.engine is not None
     assert stats.engine.num_pages * stats.engine.page_bytes == 9 * PAGE_BYTES
     assert stats.engine.num_pages * stats.engine.page_size == 9 * 16
+    rest = serve(kv_cache_bytes=10 * PAGE_BYTES - 1).stats().engine
+    assert rest is not None
+    assert rest.num_pages == (10 * PAGE_BYTES - 1) // rest.page_bytes
     padded = serve("t5").stats()
     assert (padded.path, padded.engine) == ("fallback", None)
     assert "encoder-decoder" in padded.reason
