@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,8 @@ def rows_contiguous(table: Tensor) -> Tensor:
     """``table`` itself if the elements of each row lie together, else a copy in which they do."""
     # All strides cost less to ask for than one: the kernel of a small input is not longer than these questions.
     return table if table.stride()[1] == 1 or table.shape[1] <= 1 else table.contiguous()
+
+
+def runs_kernels(tensor: Tensor) -> bool:
+    """Whether a Triton kernel can read it: on a CUDA device, or anywhere under Triton's interpreter."""
+    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,29 +1,18 @@
-"""The Triton kernels compile for every supported architecture, with wide memory accesses and without spills.
-
-No GPU is needed: Triton brings its own assembler.
-"""
+"""The Triton kernels compile for every supported architecture, with wide memory accesses and without spills."""
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
+from ops.compiled import ARCHITECTURES, CUOBJDUMP, TORCH_TO_TRITON, accesses, compile_for, stack_bytes  # noqa: E402
+from triton.compiler import CompiledKernel  # noqa: E402
 
 from ruprompt_fast.kernels import splice as kernels  # noqa: E402
-
-ARCHITECTURES = [70, 75, 80, 90]
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TORCH_TO_TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 SPLICE_TYPES = {
     "ids_ptr": "*i64",
@@ -50,52 +39,25 @@ GRAD_TYPES = {
 ALIGNED = {"width", "token_stride", "prompt_stride", "grad_stride"}
 
 
-def compile_for(
-    kernel: Any,
-    types: Mapping[str, str],
-    constants: Mapping[str, Any],
-    dtype: str,
-    arch: int,
-    warps: int,
-    aligned: bool,
-) -> CompiledKernel:
-    signature = {name: type_.format(dtype=TORCH_TO_TRITON[dtype]) for name, type_ in types.items()}
-    signature |= dict.fromkeys(constants, "constexpr")
-    divisible = [name for name, type_ in types.items() if type_.startswith("*") or (aligned and name in ALIGNED)]
-    index = kernel.arg_names.index
-    source = ASTSource(
-        kernel,
-        signature=signature,
-        constexprs={(index(name),): value for name, value in constants.items()},
-        attrs={(index(name),): [["tt.divisibility", 16]] for name in divisible},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
-
-
 def compile_splice(width: int, dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
     size = 4 if dtype == "float32" else 2
     block, warps = kernels.splice_block(width * size, size)
-    return compile_for(kernels.splice_kernel, SPLICE_TYPES, {"BLOCK": block}, dtype, arch, warps, aligned)
+    return compile_for(
+        kernels.splice_kernel, SPLICE_TYPES, {"BLOCK": block}, dtype, arch, warps, ALIGNED if aligned else ()
+    )
 
 
 def compile_grad(dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
     constants = {**kernels.GRAD_BLOCK, "ACCUMULATOR": triton.language.float32}
     types, warps = GRAD_TYPES, kernels.GRAD_WARPS
-    return compile_for(kernels.splice_prompt_grad_kernel, types, constants, dtype, arch, warps, aligned)
-
-
-def stack_bytes(compiled: CompiledKernel, folder: Path) -> int:
-    """Bytes per thread of local memory, where the assembler spills to."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(compiled.asm["cubin"])
-    report = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
-    usage = dict(re.findall(r"(STACK|LOCAL):(\d+)", report.stdout))
-    return int(usage["STACK"]) + int(usage["LOCAL"])
+    return compile_for(
+        kernels.splice_prompt_grad_kernel, types, constants, dtype, arch, warps, ALIGNED if aligned else ()
+    )
 
 
 def row_accesses(compiled: CompiledKernel) -> set[str]:
     """The kinds of global loads and stores other than those of single 64-bit integers."""
-    return set(re.findall(r"(?:ld|st)\.global\S*", compiled.asm["ptx"])) - {"ld.global.b64", "st.global.b64"}
+    return accesses(compiled) - {"ld.global.b64", "st.global.b64"}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
