@@ -20,6 +20,7 @@ from ruprompt_fast.ops.frozen_linear import frozen_linear, frozen_linear_referen
 from ruprompt_fast.ops.kv_pages import copy_pages, copy_pages_reference, write_kv, write_kv_reference
 from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
+from ruprompt_fast.ops.paged_prefill import HostLens, paged_prefill, paged_prefill_reference
 from ruprompt_fast.ops.shared_prefix_attention import (
     NO_PREFIX,
     PackedSequences,
@@ -31,6 +32,7 @@ from ruprompt_fast.ops.splice import splice, splice_reference
 __all__ = [
     "NO_PREFIX",
     "AttentionPlan",
+    "HostLens",
     "PackedSequences",
     "check_errors",
     "copy_pages",
@@ -40,6 +42,8 @@ __all__ = [
     "kv_page_shapes",
     "paged_attention",
     "paged_attention_reference",
+    "paged_prefill",
+    "paged_prefill_reference",
     "release_memory",
     "resolve_markers",
     "resolve_markers_reference",
