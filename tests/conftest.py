@@ -52,5 +52,5 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, "cpu", SecondBackend)
-        patch.setattr(CpuRunner, "forward", refuse)
+        patch.setattr(CpuRunner, "launch", refuse)
         yield name

@@ -6,11 +6,29 @@ from collections.abc import Callable
 
 import torch
 
-from ruprompt_fast.backends.base import Backend, PreparedModel, Quantization, Runner, RunnerLimits, StepBatch
+from ruprompt_fast.backends.base import (
+    Backend,
+    LaunchedStep,
+    PreparedModel,
+    Quantization,
+    Runner,
+    RunnerLimits,
+    StepBatch,
+)
 from ruprompt_fast.backends.cpu import CpuBackend
 from ruprompt_fast.errors import UnsupportedModelError
 
-__all__ = ["BACKENDS", "Backend", "PreparedModel", "Quantization", "Runner", "RunnerLimits", "StepBatch", "backend_for"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "LaunchedStep",
+    "PreparedModel",
+    "Quantization",
+    "Runner",
+    "RunnerLimits",
+    "StepBatch",
+    "backend_for",
+]
 
 BACKENDS: dict[str, Callable[[torch.dtype], Backend]] = {"cpu": CpuBackend}
 """The backends, by torch's names for kinds of devices; each is made for the dtype of a model."""

@@ -102,6 +102,24 @@ class PreparedModel(Protocol):
         """Give the model its own layers back. A second call does nothing."""
 
 
+class LaunchedStep(Protocol):
+    """A step that was started, and may still be running on the device."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[num_logits, vocabulary], on the model's device; valid until the runner's next launch."""
+        ...
+
+    def chosen(self) -> list[Chosen | None]:
+        """Wait for the step, and return what was chosen for every row of the logits.
+
+        Returns:
+            For every row the chosen tokens, or the error that prevented it; None where nothing was asked for. Other
+            rows are not affected.
+        """
+        ...
+
+
 class Runner(Protocol):
     """Computes the steps of one model."""
 
@@ -110,22 +128,12 @@ class Runner(Protocol):
         """The KV cache, with the model's layers."""
         ...
 
-    def forward(self, batch: StepBatch, /) -> Tensor:
-        """Write the step's keys and values, and return the logits [num_logits, vocabulary] that are wanted.
-
-        The logits may still be being computed when this returns.
-        """
-        ...
-
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow | None], /) -> list[Chosen | None]:
-        """Choose tokens for the whole step.
+    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None], /) -> LaunchedStep:
+        """Start a step: write its keys and values, compute the wanted logits, choose a token for each.
 
         Args:
-            logits: what :meth:`forward` returned.
+            batch: the step's tokens.
             rows: what is wanted for each row of the logits; None where a request reads the logits itself.
-
-        Returns:
-            For every row the chosen tokens, or the error that prevented it. Other rows are not affected.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from ruprompt_fast.cache import PrefixCache
@@ -216,11 +216,14 @@ class Engine:
         if not plan.num_rows:
             return None
         batch, request_ids = self._builder.build(plan, self._source)
-        return Pending(self._runner.forward(batch), request_ids)
+        jobs = [self._jobs[request_id] for request_id, _ in groupby(request_ids)]
+        rows = [job.rows() for job in jobs]
+        launched = self._runner.launch(batch, [row for of_job in rows for row in of_job])
+        return Pending(launched, jobs, [len(of_job) for of_job in rows])
 
     def _finish(self, pending: Pending | None) -> None:
         """Choose the tokens of a step, hand them to the requests, and let those that are done leave."""
-        changes = [] if pending is None else advance(pending, self._jobs, self._runner)
+        changes = [] if pending is None else advance(pending)
         self._scheduler.commit([change.job.request_id for change in changes if change.job.done])
         for change in changes:
             if change.job.done:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from ruprompt_fast.errors import EngineStepError, RupromptError, described
 from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken
 
 if TYPE_CHECKING:
-    from ruprompt_fast.backends.base import Runner
+    from ruprompt_fast.backends.base import LaunchedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +21,14 @@ class Pending:
     """A step that was started.
 
     Attributes:
-        logits: [num_logits, vocabulary], which may still be on their way.
-        request_ids: for every row of them the request that it belongs to.
+        launched: what the device computes.
+        jobs: the requests in it that get logits, in the order of their rows.
+        num_rows: how many rows each of them has.
     """
 
-    logits: Tensor
-    request_ids: list[int]
+    launched: LaunchedStep
+    jobs: Sequence[Job]
+    num_rows: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +39,13 @@ class Change:
     parents: list[int] | None
 
 
-def advance(pending: Pending, jobs: Mapping[int, Job], runner: Runner) -> list[Change]:
-    """Choose once for the whole step, and have every request take in what was chosen for it.
-
-    Args:
-        pending: the step; the logits of one request's sequences are rows next to each other.
-        jobs: the requests by their ids.
-        runner: has computed the logits, and chooses.
-    """
-    in_step = [jobs[request_id] for request_id, _ in groupby(pending.request_ids)]
-    rows = [job.rows() for job in in_step]
-    chosen = runner.sample(pending.logits, [row for of_job in rows for row in of_job])
+def advance(pending: Pending) -> list[Change]:
+    """Wait for a step, and have every request take in what was chosen for it."""
+    chosen = pending.launched.chosen()
     changes, start = [], 0
-    for job, of_job in zip(in_step, rows, strict=True):
-        span = slice(start, start + len(of_job))
-        changes.append(Change(job, _advanced(job, chosen[span], pending.logits[span])))
+    for job, num_rows in zip(pending.jobs, pending.num_rows, strict=True):
+        span = slice(start, start + num_rows)
+        changes.append(Change(job, _advanced(job, chosen[span], pending.launched.logits[span])))
         start = span.stop
     return changes
 

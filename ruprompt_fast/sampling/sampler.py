@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -94,6 +95,25 @@ class Sampler:
     def _result(scores: Scores, drawn: list[int], ids: TokenIds | None, params: SamplingParams) -> SampledToken:
         tokens = drawn if ids is None else ids[drawn].tolist()
         return SampledToken(tokens, token_logprobs(scores, drawn) if params.logprobs else None)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledOnHost:
+    """A launched step whose tokens are chosen here once they are asked for.
+
+    Attributes:
+        logits: [num_logits, at least vocab_size].
+        rows: what is wanted for each of them.
+        sampler: chooses.
+    """
+
+    logits: Tensor
+    rows: Sequence[SamplingRow | None]
+    sampler: Sampler
+
+    def chosen(self) -> list[Chosen | None]:
+        """The tokens of every row; see :meth:`Sampler.sample`."""
+        return self.sampler.sample(self.logits, self.rows)
 
 
 def largest(logits: Tensor) -> int | None:

@@ -24,8 +24,8 @@ from ruprompt_fast.embedding import SplicedEmbedding
 from ruprompt_fast.errors import UnsupportedModelError
 from ruprompt_fast.integration import AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.prompts import KVShape
-from ruprompt_fast.sampling.sampler import Sampler
-from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
+from ruprompt_fast.sampling.sampler import SampledOnHost, Sampler
+from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 _MEMORY = 1 << 29
 _OVERWRITTEN = -(1 << 30)
@@ -91,7 +91,10 @@ class SecondRunner:
         self._buffers: dict[tuple[int, int, int], StepBuffers] = {}
         self._logits: dict[int, Tensor] = {}
 
-    def forward(self, batch: StepBatch) -> Tensor:
+    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> SampledOnHost:
+        return SampledOnHost(self._computed(batch), rows, self._sampler)
+
+    def _computed(self, batch: StepBatch) -> Tensor:
         num_logits, rows = len(batch.logits_at), batch.rows.clone()
         buffers = self._staged(batch)
         _overwrite(batch)
@@ -109,9 +112,6 @@ class SecondRunner:
         found: Tensor = output.logits[0]
         logits = self._logits.setdefault(len(found), torch.empty_like(found))
         return logits.copy_(found)[:num_logits]
-
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow | None]) -> list[Chosen | None]:
-        return self._sampler.sample(logits, rows)
 
     def _staged(self, batch: StepBatch) -> StepBuffers:
         num_blocks = num_pages_of(int(batch.context_lens.max()), PAGE_SIZE)

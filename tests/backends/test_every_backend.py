@@ -108,7 +108,8 @@ def test_steps_give_the_models_own_logits(made: Backend, family: str) -> None:
     no_rows = embedding.weight.new_empty((0, embedding.row_width))
     for stops in ((29, 1), (52, 26), (53, 27)):
         starts = {29: (0, 0), 52: (29, 1), 53: (52, 26)}[stops[0]]
-        found = runner.forward(step(sequences, tables, starts, stops, made.page_size, no_rows)).clone()
+        batch = step(sequences, tables, starts, stops, made.page_size, no_rows)
+        found = runner.launch(batch, [None, None]).logits.clone()
     assert (found[:, : expected.shape[1]] - expected).abs().max() <= LOGITS_ERROR
 
 
@@ -141,12 +142,17 @@ def step(
     )
 
 
-def test_one_choice_for_each_row(runner: Runner) -> None:
+def test_one_choice_for_each_row(made: Backend) -> None:
     """What is wrong with one row is its own affair, and who asks for nothing gets nothing."""
-    logits = torch.zeros(3, 60)
-    logits[0, 7], logits[1, 9] = 1.0, torch.nan
+    model = sharp_model("mistral")
+    embedding = attach_prompts(model, [], len(tiny_tokenizer()))
+    runner = made.runner(model, embedding, check_compatibility(model, embedding), limits(NUM_PAGES), ())
+    sequences = (torch.tensor([5, 9, 12]), torch.tensor([5, embedding.first_prompt_id]), torch.tensor([7]))
+    rows = torch.full((1, embedding.row_width), torch.nan)
+    batch = step(sequences, [np.array([page]) for page in (4, 2, 7)], (0, 0, 0), (3, 2, 1), made.page_size, rows)
     row = SamplingRow(SamplingParams(max_new_tokens=1), [5], [])
-    first, second, third = runner.sample(logits, [row, row, None])
-    assert first == SampledToken([7])
+    launched = runner.launch(batch, [row, row, None])
+    first, second, third = launched.chosen()
+    assert first == SampledToken([int(launched.logits[0].argmax())])
     assert isinstance(second, NonFiniteLogitsError)
     assert third is None

@@ -15,8 +15,8 @@ from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.integration import AttentionCall, AttentionSwitch, refuse_position_bias
 from ruprompt_fast.ops import write_kv
 from ruprompt_fast.ops.cpu.paged_attention import AttentionTables, paged_attention_cpu
-from ruprompt_fast.sampling.sampler import Sampler
-from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
+from ruprompt_fast.sampling.sampler import SampledOnHost, Sampler
+from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,8 +48,11 @@ class CpuRunner:
         self._switch = AttentionSwitch(model)
         self._sampler = Sampler(model.config.get_text_config().vocab_size, banned_ids)
 
-    def forward(self, batch: StepBatch) -> Tensor:
-        """Write the step's keys and values, and return the logits [num_logits, vocabulary] that are wanted."""
+    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> SampledOnHost:
+        """Compute a step; its tokens are chosen when they are asked for."""
+        return SampledOnHost(self._logits(batch), rows, self._sampler)
+
+    def _logits(self, batch: StepBatch) -> Tensor:
         num_tokens = len(batch.input_ids)
         padding = padded_len(num_tokens) - num_tokens
         model: Any = self._model
@@ -62,10 +65,6 @@ class CpuRunner:
                 attending=_PagedAttending(self.pages, batch, padding),
             )
         return cast(Tensor, output.logits[0])
-
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow | None]) -> list[Chosen | None]:
-        """Choose tokens for the whole step."""
-        return self._sampler.sample(logits, rows)
 
 
 def padded_len(num_tokens: int) -> int:
