@@ -20,6 +20,7 @@ from ruprompt_fast.ops.frozen_linear import frozen_linear, frozen_linear_referen
 from ruprompt_fast.ops.kv_pages import copy_pages, copy_pages_reference, write_kv, write_kv_reference
 from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
+from ruprompt_fast.ops.paged_decode import paged_decode, paged_decode_reference
 from ruprompt_fast.ops.paged_prefill import HostLens, paged_prefill, paged_prefill_reference
 from ruprompt_fast.ops.shared_prefix_attention import (
     NO_PREFIX,
@@ -28,6 +29,11 @@ from ruprompt_fast.ops.shared_prefix_attention import (
     shared_prefix_attention_reference,
 )
 from ruprompt_fast.ops.splice import splice, splice_reference
+from ruprompt_fast.ops.token_major_pages import (
+    token_major_page_shapes,
+    write_kv_token_major,
+    write_kv_token_major_reference,
+)
 
 __all__ = [
     "NO_PREFIX",
@@ -42,6 +48,8 @@ __all__ = [
     "kv_page_shapes",
     "paged_attention",
     "paged_attention_reference",
+    "paged_decode",
+    "paged_decode_reference",
     "paged_prefill",
     "paged_prefill_reference",
     "release_memory",
@@ -51,6 +59,9 @@ __all__ = [
     "shared_prefix_attention_reference",
     "splice",
     "splice_reference",
+    "token_major_page_shapes",
     "write_kv",
     "write_kv_reference",
+    "write_kv_token_major",
+    "write_kv_token_major_reference",
 ]
