@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.backends.cpu.packed_layer import PackedLayer
+from ruprompt_fast.backends.packing.packed_layer import PackedLayer
 
 Change = Callable[[PreTrainedModel], Any]
 

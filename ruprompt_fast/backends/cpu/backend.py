@@ -9,8 +9,9 @@ import torch
 
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
 from ruprompt_fast.backends.cpu.memory import available_bytes
-from ruprompt_fast.backends.cpu.packing import PackedModel, pack_model
+from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.backends.cpu.runner import CpuRunner
+from ruprompt_fast.backends.packing import PackedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.backends.cpu.packed_layer import PackedConv1D, PackedLayer, PackedLinear
-from ruprompt_fast.backends.cpu.packing import pack_model
+from ruprompt_fast.backends.cpu.packing import CPU_FORMATS, pack_model
+from ruprompt_fast.backends.packing.packed_layer import PackedConv1D, PackedLayer, PackedLinear
 from ruprompt_fast.embedding import attach_prompts, detach_prompts
 from ruprompt_fast.errors import FrozenWeightsError, TensorArgumentError
 from ruprompt_fast.ops.cpu.int8_linear import Int8Weight
@@ -176,7 +176,7 @@ def test_load_state_dict_packs_anew(family: str) -> None:
 
 
 def test_load_state_dict_reports_what_does_not_fit() -> None:
-    layer = PackedLinear(torch.ones(3, 5))
+    layer = PackedLinear(torch.ones(3, 5), formats=CPU_FORMATS)
     with pytest.raises(RuntimeError, match=r"size mismatch for weight: \[5, 3\], expected \[3, 5\]"):
         layer.load_state_dict({"weight": torch.ones(5, 3)})
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight"'):
@@ -254,7 +254,7 @@ def test_packing_inside_inference_mode() -> None:
 
 
 def test_gradients_are_refused() -> None:
-    layer = PackedLinear(torch.ones(3, 5), nn.Parameter(torch.ones(3)))
+    layer = PackedLinear(torch.ones(3, 5), nn.Parameter(torch.ones(3)), formats=CPU_FORMATS)
     with pytest.raises(FrozenWeightsError, match="unpack it before training"):
         layer(torch.ones(2, 5, requires_grad=True))
     assert not layer(torch.ones(2, 5)).requires_grad
@@ -263,7 +263,7 @@ def test_gradients_are_refused() -> None:
 
 
 def test_bad_inputs_are_named() -> None:
-    layer = PackedConv1D(torch.ones(5, 3))
+    layer = PackedConv1D(torch.ones(5, 3), formats=CPU_FORMATS)
     assert (layer.in_features, layer.out_features) == (5, 3)
     with pytest.raises(TensorArgumentError, match=r"the input must be \[\.\.\., 5\]"):
         layer(torch.ones(2, 4))

@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.ops.cpu.int8_linear import can_quantize
-from ruprompt_fast.ops.cpu.packed_linear import can_pack
-
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import Quantization
+    from ruprompt_fast.backends.packing.formats import WeightFormats
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,21 @@ def dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield parent, name
 
 
-def reason_to_skip(place: Place, quantization: Quantization | None, is_kept: bool) -> str | None:
+def reason_to_skip(
+    place: Place, formats: WeightFormats, quantization: Quantization | None, is_kept: bool
+) -> str | None:
     """Why a layer cannot be packed; None if it can.
 
     Args:
         place: the layer.
+        formats: the forms that its weight may take.
         quantization: how its weight is quantized, or None.
         is_kept: whether it is packed already and has no plain weight.
     """
     module, weight = place.module, place.module.weight
     if type(module) is not nn.Linear and type(module) is not Conv1D:
         return f"{type(module).__name__} is a class of its own"
-    takes = can_quantize if quantization else can_pack
-    if not takes(weight.dtype, weight.device) or weight.numel() == 0:
+    if not formats.takes(weight, quantization):
         return f"nothing packs {weight.dtype} {list(weight.shape)} on {weight.device}"
     if module.bias is not None and (module.bias.dtype is not weight.dtype or module.bias.device != weight.device):
         return f"its bias is {module.bias.dtype} on {module.bias.device}"
@@ -66,7 +66,7 @@ def reason_to_skip(place: Place, quantization: Quantization | None, is_kept: boo
         return f"{type(place.parent).__name__} reads its weight"
     if is_kept:
         return None
-    if weight.is_shared():
+    if weight.is_cpu and weight.is_shared():  # on another device it always says so
         return "other processes share its memory"
     if quantization and not bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all()):
         return "its weight contains NaN or infinity"

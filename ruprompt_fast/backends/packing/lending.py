@@ -87,7 +87,7 @@ class ReleasedWeight:
     """A parameter whose numbers are packed elsewhere, and whose memory is released.
 
     It keeps its shape and dtype over a single NaN element, so reading it gives NaN and torch refuses to write to it.
-    The address range of the parameter stays reserved, without memory, for code that ignores strides.
+    On the CPU, the address range of the parameter stays reserved, without memory, for code that ignores strides.
 
     Args:
         parameter: the parameter, which is changed.
@@ -141,6 +141,10 @@ def _nothing() -> None:
 
 def _blank(tensor: Tensor) -> Tensor:
     """A tensor of this shape with NaN everywhere."""
+    if not tensor.is_cpu:
+        return torch.full((1,), math.nan, dtype=tensor.dtype, device=tensor.device).as_strided(
+            tensor.shape, (0,) * tensor.ndim
+        )
     memory = mmap.mmap(-1, tensor.numel() * tensor.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     flat = torch.frombuffer(memory, dtype=tensor.dtype)
     flat[0] = math.nan

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ruprompt_fast.backends.cpu.lending import Lending
+from ruprompt_fast.backends.packing.formats import LinearWeight, QuantizedWeight, WeightFormats
+from ruprompt_fast.backends.packing.lending import Lending
 from ruprompt_fast.errors import FrozenWeightsError
 from ruprompt_fast.ops.activation import Activation
-from ruprompt_fast.ops.cpu.int8_linear import Int8Weight, can_quantize
-from ruprompt_fast.ops.cpu.packed_linear import PackedWeight, can_pack
-from ruprompt_fast.ops.packed_linear import PlainWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ruprompt_fast.backends.base import Quantization
-
-LinearWeight: TypeAlias = Int8Weight | PackedWeight | PlainWeight
-
-
-def pack_weight(weight: Tensor, *, quantization: Quantization | None = None) -> LinearWeight:
-    """The fastest form of a weight [out_features, in_features] on its device and in its dtype, in int8 on request."""
-    if quantization and weight.numel() and can_quantize(weight.dtype, weight.device):
-        return Int8Weight(weight)
-    return PackedWeight(weight) if weight.numel() and can_pack(weight.dtype, weight.device) else PlainWeight(weight)
 
 
 class PackedLayer(nn.Module):
@@ -43,6 +32,7 @@ class PackedLayer(nn.Module):
     Args:
         weight: [out_features, in_features]; in a ``transposed`` class [in_features, out_features].
         bias: [out_features], or None; it is kept as it is.
+        formats: the forms that the weight may take.
         activation: what is applied to the output, in the same pass.
         quantization: ``"int8"`` rounds the weight to int8, with one scale per output channel.
         tied: whether the weight is another module's parameter too, which is then what the attribute ``weight`` gives.
@@ -56,12 +46,14 @@ class PackedLayer(nn.Module):
         weight: Tensor,
         bias: nn.Parameter | None = None,
         *,
+        formats: WeightFormats,
         activation: Activation | None = None,
         quantization: Quantization | None = None,
         tied: bool = False,
     ) -> None:
         nn.Module.__init__(self)  # not the replaced layer's, which would make a weight
         self.register_parameter("bias", bias)
+        self.formats = formats
         self.activation = activation
         self.quantization = quantization
         # In a tuple, so that it is no parameter of this module.
@@ -74,7 +66,7 @@ class PackedLayer(nn.Module):
         layer = type(self).__new__(type(self))
         nn.Module.__init__(layer)
         layer.register_parameter("bias", self.bias)
-        layer.activation, layer.quantization = activation, self.quantization
+        layer.formats, layer.activation, layer.quantization = self.formats, activation, self.quantization
         layer._tied, layer._lending, layer._weight = self._tied, self._lending, self._weight
         layer.out_features, layer.in_features = self.out_features, self.in_features
         return layer
@@ -149,9 +141,8 @@ class PackedLayer(nn.Module):
 
     def _pack(self, weight: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self._weight = pack_weight(
-                weight.detach().t() if self.transposed else weight.detach(), quantization=self.quantization
-            )
+            plain = weight.detach()
+            self._weight = self.formats.form_of(plain.t() if self.transposed else plain, self.quantization)
         self.out_features, self.in_features = self._weight.shape
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -162,11 +153,12 @@ class PackedLayer(nn.Module):
         target = fn(torch.empty(0, dtype=packed.dtype, device=packed.device))
         if target.dtype is packed.dtype and target.device == packed.device:
             return self
-        if isinstance(packed, Int8Weight) and can_quantize(target.dtype, target.device):
-            self._weight = packed.with_dtype(target.dtype)
+        is_quantized = self.quantization is not None and hasattr(packed, "with_dtype")
+        if is_quantized and target.device == packed.device and self.formats.can_quantize(target.dtype, target.device):
+            self._weight = cast(QuantizedWeight, packed).with_dtype(target.dtype)
             return self
         with torch.inference_mode(False), torch.no_grad():
-            self._weight = pack_weight(fn(packed.dense()), quantization=self.quantization)
+            self._weight = self.formats.form_of(fn(packed.dense()), self.quantization)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
