@@ -88,8 +88,8 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.name)
-def test_kernels_import_nothing_of_the_package(path: Path) -> None:
-    assert not list(imported_components(ast.parse(path.read_text(encoding="utf-8"))))
+def test_kernels_import_nothing_of_the_package_but_kernels(path: Path) -> None:
+    assert {name for _, name in imported_components(ast.parse(path.read_text(encoding="utf-8")))} <= {"kernels"}
 
 
 def test_every_module_has_a_layer() -> None:
