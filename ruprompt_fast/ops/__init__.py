@@ -22,6 +22,15 @@ from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
 from ruprompt_fast.ops.paged_decode import paged_decode, paged_decode_reference
 from ruprompt_fast.ops.paged_prefill import HostLens, paged_prefill, paged_prefill_reference
+from ruprompt_fast.ops.sample import (
+    NUM_BANNED,
+    SETTINGS_WORDS,
+    SettingsFlag,
+    SettingsWord,
+    Undecided,
+    sample,
+    sample_reference,
+)
 from ruprompt_fast.ops.shared_prefix_attention import (
     NO_PREFIX,
     PackedSequences,
@@ -29,6 +38,7 @@ from ruprompt_fast.ops.shared_prefix_attention import (
     shared_prefix_attention_reference,
 )
 from ruprompt_fast.ops.splice import splice, splice_reference
+from ruprompt_fast.ops.step_ids import step_ids, step_ids_reference
 from ruprompt_fast.ops.token_major_pages import (
     token_major_page_shapes,
     write_kv_token_major,
@@ -37,9 +47,14 @@ from ruprompt_fast.ops.token_major_pages import (
 
 __all__ = [
     "NO_PREFIX",
+    "NUM_BANNED",
+    "SETTINGS_WORDS",
     "AttentionPlan",
     "HostLens",
     "PackedSequences",
+    "SettingsFlag",
+    "SettingsWord",
+    "Undecided",
     "check_errors",
     "copy_pages",
     "copy_pages_reference",
@@ -55,10 +70,14 @@ __all__ = [
     "release_memory",
     "resolve_markers",
     "resolve_markers_reference",
+    "sample",
+    "sample_reference",
     "shared_prefix_attention",
     "shared_prefix_attention_reference",
     "splice",
     "splice_reference",
+    "step_ids",
+    "step_ids_reference",
     "token_major_page_shapes",
     "write_kv",
     "write_kv_reference",

@@ -8,7 +8,7 @@ rest of the batch, or on the order of requests.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,24 @@ _UNSCREENED = 256  # comparing this few tokens is faster than screening them
 
 def noise_key(seed: int, stream: int, step: int) -> Key:
     """The key of one step of one stream of random numbers: a chain of splitmix64 (Steele et al. 2014)."""
-    mixed = _splitmix64(_splitmix64(_splitmix64(seed) + stream) + step)
+    mixed = _splitmix64(stream_state(seed, stream) + step)
     return mixed >> 32, mixed & 0xFFFFFFFF
 
 
-def _splitmix64(value: int) -> int:
+def stream_state(seed: int, stream: int) -> int:
+    """What the keys of all steps of a stream are made of, from 0 to 2**64 - 1."""
+    state: int = _splitmix64(_splitmix64(seed) + stream)
+    return state
+
+
+def step_keys(states: npt.NDArray[np.uint64], steps: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
+    """:func:`noise_key` of many streams at once, uint32 [n, 2]; ``states`` are of :func:`stream_state`."""
+    mixed = _splitmix64(states + steps)
+    return np.stack((mixed >> np.uint64(32), mixed & np.uint64(0xFFFFFFFF)), axis=1).astype(np.uint32)
+
+
+def _splitmix64(value: Any) -> Any:
+    """Of an integer, or of every element of a uint64 array."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64

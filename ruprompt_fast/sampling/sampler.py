@@ -16,7 +16,8 @@ from ruprompt_fast.sampling.history import History, Scores, TokenIds, token_arra
 from ruprompt_fast.sampling.noise import noise_key, sample_index
 from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
 
-_COLD = 1e-3  # a score divided by less may overflow float32
+COLD = 1e-3
+"""A score divided by a lower temperature may overflow float32, so scores are shifted first."""
 _BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80
 
 
@@ -137,7 +138,7 @@ def _scale(scores: Scores, params: SamplingParams) -> None:
     """Divide by the temperature, in place."""
     with np.errstate(over="ignore", invalid="ignore"):
         # The smallest finite scores must not become minus infinity, nor the largest score infinity.
-        if params.remove_invalid_values or (params.temperature < _COLD and np.isfinite(scores.max())):
+        if params.remove_invalid_values or (params.temperature < COLD and np.isfinite(scores.max())):
             scores -= scores.max()
         scores /= np.float32(params.temperature)
 
