@@ -26,7 +26,7 @@ def check_paged_call(
         sliding_window: at least 1, or None.
         softcap: above zero, or None.
     """
-    _check_pages(key_pages, value_pages)
+    check_paged_layout(key_pages, value_pages)
     kv_heads, head_dim = key_pages.shape[1], key_pages.shape[3]
     if query.dim() != 3 or query.shape[2] != head_dim or query.shape[1] % kv_heads:
         raise TensorArgumentError(
@@ -63,7 +63,8 @@ def check_block_tables(block_tables: Tensor, rows: int, device: torch.device) ->
     check_indices("block_tables", block_tables, (rows, blocks), device)
 
 
-def _check_pages(key_pages: Tensor, value_pages: Tensor) -> None:
+def check_paged_layout(key_pages: Tensor, value_pages: Tensor) -> None:
+    """Raises :class:`TensorArgumentError` unless both are pages that belong together, as :func:`check_paged_call`."""
     if key_pages.dim() != 4 or value_pages.dim() != 4 or key_pages.shape[:3] != value_pages.shape[:3]:
         raise TensorArgumentError(
             f"key_pages and value_pages must be [pages, kv_heads, page_size, dim] and equal but for the last number; "

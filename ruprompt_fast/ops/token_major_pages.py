@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops._checks import KV_DTYPES, runs_kernels
+from ruprompt_fast.ops._checks import runs_kernels
+from ruprompt_fast.ops._paged_checks import check_paged_layout
 
 PAGE_SIZE = 16
 """Tokens per page."""
@@ -69,27 +70,6 @@ def write_kv_token_major_reference(
     _write(key, value, key_pages, value_pages, write_slots)
 
 
-def check_token_major_pages(key_pages: Tensor, value_pages: Tensor) -> None:
-    """Raises :class:`TensorArgumentError` unless both are contiguous pages on one device that belong together."""
-    key_shape, value_shape = key_pages.shape, value_pages.shape
-    if len(key_shape) != 4 or len(value_shape) != 4 or key_shape[:3] != value_shape[:3] or key_shape[2] != PAGE_SIZE:
-        raise TensorArgumentError(
-            f"key and value pages must be [pages, kv_heads, {PAGE_SIZE}, dim] with as many pages and heads, not "
-            f"{list(key_shape)} and {list(value_shape)}: see token_major_page_shapes"
-        )
-    dtype = key_pages.dtype
-    if dtype not in KV_DTYPES or value_pages.dtype is not dtype:
-        raise TensorArgumentError(
-            f"key and value pages must have one dtype of float32, bfloat16, float16, not {dtype} and "
-            f"{value_pages.dtype}"
-        )
-    if key_pages.device != value_pages.device or not (key_pages.is_contiguous() and value_pages.is_contiguous()):
-        raise TensorArgumentError(
-            f"key and value pages must be contiguous and on one device, but have the strides {key_pages.stride()} on "
-            f"{key_pages.device} and {value_pages.stride()} on {value_pages.device}"
-        )
-
-
 def _write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
     slots = write_slots.long()
     written = (slots >= 0) & (slots < key_pages.shape[0] * PAGE_SIZE)
@@ -100,7 +80,11 @@ def _write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, w
 
 
 def _check_write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
-    check_token_major_pages(key_pages, value_pages)
+    check_paged_layout(key_pages, value_pages)
+    if key_pages.shape[2] != PAGE_SIZE:
+        raise TensorArgumentError(
+            f"pages must have {PAGE_SIZE} tokens, not {key_pages.shape[2]}: see token_major_page_shapes"
+        )
     if write_slots.dtype not in (torch.int32, torch.int64) or write_slots.dim() != 1 or not write_slots.is_contiguous():
         raise TensorArgumentError(
             f"write_slots must be [tokens], int32 or int64 and contiguous, not {list(write_slots.shape)} of "

@@ -206,7 +206,7 @@ def test_arguments_that_do_not_fit(function) -> None:
         call(q=query[:2])
     with pytest.raises(TensorArgumentError, match="a multiple of 2 heads"):
         call(q=query[:, :3])
-    with pytest.raises(TensorArgumentError, match="query must be torch.float32 on cpu"):
+    with pytest.raises(TensorArgumentError, match="query must be torch.float32 on the CPU"):
         call(q=query.half())
     with pytest.raises(TensorArgumentError, match="last dimension of query"):
         call(q=query.transpose(1, 2).contiguous().transpose(1, 2))

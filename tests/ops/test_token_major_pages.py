@@ -46,4 +46,4 @@ def test_arguments_that_do_not_fit(function) -> None:
     with pytest.raises(TensorArgumentError, match="on cpu as the pages, not on meta"):
         function(key.to("meta"), value, keys, values, slots)
     with pytest.raises(TensorArgumentError, match="see token_major_page_shapes"):
-        function(key, value, keys[:, :, :8], values[:, :, :8], slots)
+        function(key, value, keys.reshape(6, 2, 8, 4), values.reshape(6, 2, 8, 6), slots)

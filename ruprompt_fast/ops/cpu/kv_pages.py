@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ruprompt_fast import _C
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops._checks import KV_DTYPES
 from ruprompt_fast.ops._errors import copy_error, slot_error
 
 # Tokens per page.
 PAGE_SIZE = 16
+
+KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def kv_page_shapes(

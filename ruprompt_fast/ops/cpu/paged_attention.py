@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast import _C
-from ruprompt_fast.errors import PageIndexError, TensorArgumentError
-from ruprompt_fast.ops._checks import DTYPE_NAMES, check_mask, check_query
+from ruprompt_fast.errors import PageIndexError, SettingError, TensorArgumentError
+from ruprompt_fast.ops._checks import DTYPE_NAMES
 from ruprompt_fast.ops.cpu.kv_pages import check_pages
 
 if TYPE_CHECKING:
@@ -124,8 +124,26 @@ def check_call(
 ) -> None:
     """Raises what :func:`ruprompt_fast.ops.paged_attention` says about arguments that do not fit."""
     check_pages(key_pages, value_pages)
-    check_query(query, tables.num_tokens, key_pages, key_pages.shape[2])
-    check_mask(sliding_window, softcap)
+    tokens = tables.num_tokens
+    _, kv_heads, head_dim, _ = key_pages.shape
+    shape = query.shape
+    if len(shape) != 3 or shape[0] != tokens or shape[2] != head_dim or shape[1] == 0 or shape[1] % kv_heads:
+        raise TensorArgumentError(
+            f"query must be [{tokens}, a multiple of {kv_heads} heads, {head_dim}] for this plan and these pages, "
+            f"not {list(shape)}"
+        )
+    if query.dtype is not key_pages.dtype or not query.is_cpu:
+        raise TensorArgumentError(
+            f"query must be {key_pages.dtype} on the CPU, as the pages are, not {query.dtype} on {query.device}"
+        )
+    if query.stride()[2] != 1 and head_dim > 1:
+        raise TensorArgumentError(
+            f"the last dimension of query must be contiguous, but its strides are {query.stride()}"
+        )
+    if sliding_window is not None and sliding_window < 1:
+        raise SettingError(f"sliding_window is {sliding_window}; it must be above zero, or None")
+    if softcap is not None and not softcap > 0:
+        raise SettingError(f"softcap is {softcap}; it must be above zero, or None")
 
 
 def _array_of(name: str, tensor: Tensor) -> Indices:
