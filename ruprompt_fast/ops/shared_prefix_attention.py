@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops.cpu.shared_prefix_attention import shared_prefix_attention_cpu
+from ruprompt_fast.ops.cuda.cards import card_of
+from ruprompt_fast.ops.cuda.varlen_attention import varlen_kernel
 
 NO_PREFIX = -1
 """In :attr:`PackedSequences.prefix_of`: the sequence has none."""
@@ -27,11 +29,13 @@ class PackedSequences:
     Attributes:
         lens: tokens of each sequence, in the order in which they are packed.
         prefix_of: for each sequence the index of the prefix that it follows, or ``NO_PREFIX``. Sequences of one
-            prefix had better be next to each other: each run of them costs one pass over the prefix.
+            prefix had better be next to each other: on a CPU each run of them costs one pass over the prefix.
+        num_computed: the first so many sequences are prefixes, 0, 1, ...; further prefixes are given.
     """
 
     lens: tuple[int, ...]
     prefix_of: tuple[int, ...]
+    num_computed: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +64,7 @@ def shared_prefix_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    prefixes: Sequence[KeysValues],
+    given: Sequence[KeysValues],
     sequences: PackedSequences,
     *,
     scaling: float,
@@ -71,6 +75,7 @@ def shared_prefix_attention(
 
     Semantics, for the tokens ``a .. b - 1`` of each sequence and its prefix ``p``::
 
+        prefixes = [keys and values of the first num_computed sequences, *given]
         k, v = cat(prefixes[p][0], key[a:b]), cat(prefixes[p][1], value[a:b])
         scores = einsum("qhd,khd->hqk", query[a:b], k) * scaling     # kv heads repeated for their group of heads
         scores = softcap * tanh(scores / softcap)                    # if softcap is given
@@ -79,14 +84,17 @@ def shared_prefix_attention(
 
     On a CPU the sequences' own part and the part over the prefix are computed apart and joined by their log-sum-exp, so
     the prefix is read once for all its sequences and no keys are copied; the backward hands the joint log-sum-exp to
-    both parts, as in ring attention (Liu et al. 2023). Windows that hide part of a sequence, soft caps and other
-    devices take :func:`torch.nn.functional.scaled_dot_product_attention` on padded copies.
+    both parts, as in ring attention (Liu et al. 2023). On CUDA keys and values are gathered for a varlen kernel: flash
+    attention from sm_80 on, torch's memory-efficient one before and in float32; tables are made once for all layers,
+    nothing waits for the device, and a prefix's gradient is a sum in one order. Windows that hide part of a sequence,
+    where the kernel has none, and soft caps take :func:`torch.nn.functional.scaled_dot_product_attention` on padded
+    copies.
 
     Args:
         query: [tokens, heads, D].
         key: [tokens, kv_heads, D].
         value: [tokens, kv_heads, D].
-        prefixes: keys and values of each prefix, in the dtype of ``key``.
+        given: keys and values of each prefix that is not computed with the batch, in the dtype of ``key``.
         sequences: how the tokens are packed.
         scaling: of the scores.
         sliding_window: how many keys a token sees at most, itself included; None for all.
@@ -98,9 +106,16 @@ def shared_prefix_attention(
     Raises:
         TensorArgumentError: the tensors do not have these shapes, or a sequence's prefix does not exist.
     """
-    _check(query, key, value, prefixes, sequences)
-    if sliding_window is not None and sliding_window >= _longest(prefixes, sequences):
+    _check(query, key, value, given, sequences)
+    if sliding_window is not None and sliding_window >= _longest(given, sequences):
         sliding_window = None
+    if query.is_cuda and softcap is None:
+        from ruprompt_fast.ops.cuda.shared_prefix_attention import shared_prefix_attention_cuda
+
+        kernel = varlen_kernel(query, value, sliding_window, card_of(query.device))
+        if kernel is not None:
+            return shared_prefix_attention_cuda(kernel, query, key, value, given, sequences, scaling, sliding_window)
+    prefixes = _prefixes(key, value, given, sequences)
     if query.device.type != "cpu" or sliding_window is not None or softcap is not None or value.shape != key.shape:
         return _padded_attention(query, key, value, prefixes, sequences, scaling, sliding_window, softcap)
     return shared_prefix_attention_cpu(query, key, value, prefixes, sequences, scaling)
@@ -110,7 +125,7 @@ def shared_prefix_attention_reference(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    prefixes: Sequence[KeysValues],
+    given: Sequence[KeysValues],
     sequences: PackedSequences,
     *,
     scaling: float,
@@ -118,6 +133,7 @@ def shared_prefix_attention_reference(
     softcap: float | None = None,
 ) -> Tensor:
     """:func:`shared_prefix_attention`, one sequence after the other, as its semantics say."""
+    prefixes = _prefixes(key, value, given, sequences)
     outputs = []
     for start, stop, prefix in sequences.spans():
         k, v = _with_prefix(key[start:stop], value[start:stop], prefixes, prefix)
@@ -169,6 +185,13 @@ def _stack(parts: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True).transpose(1, 2)
 
 
+def _prefixes(key: Tensor, value: Tensor, given: Sequence[KeysValues], sequences: PackedSequences) -> list[KeysValues]:
+    """All prefixes; splitting once makes one node of the graph, slicing would make many."""
+    lens = sequences.lens[: sequences.num_computed]
+    parts = [*lens, sequences.num_tokens - sum(lens)]
+    return [*zip(key.split(parts)[:-1], value.split(parts)[:-1], strict=True), *given]
+
+
 def _with_prefix(key: Tensor, value: Tensor, prefixes: Sequence[KeysValues], prefix: int) -> KeysValues:
     if prefix == NO_PREFIX:
         return key, value
@@ -182,14 +205,13 @@ def _visible(num_queries: int, num_keys: int, prefix_len: int, window: int | Non
     return visible if window is None else visible & (distance < window)
 
 
-def _longest(prefixes: Sequence[KeysValues], sequences: PackedSequences) -> int:
-    prefix_lens = [len(key) for key, _ in prefixes] + [0]  # the last for NO_PREFIX
+def _longest(given: Sequence[KeysValues], sequences: PackedSequences) -> int:
+    computed = sequences.lens[: sequences.num_computed]
+    prefix_lens = [*computed, *(len(key) for key, _ in given), 0]  # the last for NO_PREFIX
     return max(length + prefix_lens[prefix] for length, prefix in zip(sequences.lens, sequences.prefix_of, strict=True))
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, prefixes: Sequence[KeysValues], sequences: PackedSequences
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, given: Sequence[KeysValues], sequences: PackedSequences) -> None:
     shapes = [list(part.shape) for part in (query, key, value)]
     if any(len(shape) != 3 or shape[0] != sequences.num_tokens for shape in shapes):
         raise TensorArgumentError(
@@ -199,15 +221,21 @@ def _check(
         raise TensorArgumentError(
             f"the heads of the queries must be a multiple of those of keys and values; found {shapes}."
         )
-    for prefix_key, prefix_value in prefixes:
+    for prefix_key, prefix_value in given:
         if prefix_key.shape[1:] != key.shape[1:] or prefix_value.shape[1:] != value.shape[1:]:
             raise TensorArgumentError(
                 f"a prefix must have the heads of key and value, {shapes[1:]}; found {list(prefix_key.shape)}, "
                 f"{list(prefix_value.shape)}."
             )
-    unknown = [prefix for prefix in sequences.prefix_of if not NO_PREFIX <= prefix < len(prefixes)]
+    num_prefixes = sequences.num_computed + len(given)
+    unknown = [prefix for prefix in sequences.prefix_of if not NO_PREFIX <= prefix < num_prefixes]
     if unknown or len(sequences.lens) != len(sequences.prefix_of) or not sequences.lens:
         raise TensorArgumentError(
-            f"every sequence needs one of {len(prefixes)} prefixes or NO_PREFIX; found {list(sequences.prefix_of)} for "
+            f"every sequence needs one of {num_prefixes} prefixes or NO_PREFIX; found {list(sequences.prefix_of)} for "
+            f"{len(sequences.lens)} sequences."
+        )
+    if not 0 <= sequences.num_computed <= len(sequences.lens):
+        raise TensorArgumentError(
+            f"the first num_computed sequences are prefixes; found num_computed={sequences.num_computed} for "
             f"{len(sequences.lens)} sequences."
         )

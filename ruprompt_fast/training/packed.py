@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,19 +31,6 @@ if TYPE_CHECKING:
 # after 200 steps of a model of 28 MB. Half of this many tokens are wasted on average.
 _TOKENS_MULTIPLE = 32
 _PADDING = 0  # any id that the model has
-
-
-@dataclass(frozen=True)
-class PrefixPlan:
-    """Where the prefixes of a batch come from.
-
-    Attributes:
-        num_computed: the first sequences of the batch are prefixes; the others come after them, or alone.
-        deep_prompts: further prefixes, whose keys and values the providers of these prompts make.
-    """
-
-    num_computed: int
-    deep_prompts: tuple[int, ...]
 
 
 class PackedRunner:
@@ -79,7 +65,8 @@ class PackedRunner:
 
         Returns:
             ``input_ids`` and ``position_ids`` [1, tokens]; ``logits_at`` and ``targets`` [generated tokens], where to
-            compute logits and what is to be generated there; ``sequences``, ``prefixes``, ``choices``; ``num_items``.
+            compute logits and what is to be generated there; ``sequences``; ``deep_prompts``, whose providers make the
+            prefixes that are not computed; ``choices``; ``num_items``.
         """
         pack = _Pack({i: self._num_deep_rows(i) for i in {example["prompt"] for example in examples}})
         ordered = sorted(examples, key=lambda example: example["prompt"])
@@ -94,22 +81,22 @@ class PackedRunner:
             "position_ids": torch.tensor([pack.position_ids]),
             "logits_at": torch.tensor(pack.logits_at),
             "targets": torch.tensor(pack.targets),
-            "sequences": PackedSequences(tuple(pack.lens), tuple(pack.prefix_of)),
-            "prefixes": pack.prefix_plan(),
+            "sequences": pack.sequences(),
+            "deep_prompts": pack.deep_prompts(),
             "choices": choices,
             "num_items": len(pack.targets) if choices is None else len(ordered),
         }
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> BatchLoss:
         """See :meth:`Runner.loss`; :meth:`routing` must be active."""
-        plan: PrefixPlan = batch["prefixes"]
-        deep = [self._deep_providers[prompt].keys_values() for prompt in plan.deep_prompts]  # type: ignore[union-attr, operator]
+        providers: Any = self._deep_providers
+        deep = [providers[prompt].keys_values() for prompt in batch["deep_prompts"]]
         output = model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             use_cache=False,
             logits_to_keep=batch["logits_at"],
-            attending=_SharedPrefixAttending(batch["sequences"], plan.num_computed, deep),
+            attending=_SharedPrefixAttending(batch["sequences"], deep),
         )
         linear = self._output.linear
         weight, bias = (None, None) if linear is None else (linear.weight, linear.bias)
@@ -167,9 +154,13 @@ class _Pack:
         """Fill up with a sequence that nobody looks at."""
         self._add_sequence([_PADDING] * (-len(self.input_ids) % _TOKENS_MULTIPLE), 0, NO_PREFIX)
 
-    def prefix_plan(self) -> PrefixPlan:
-        """Where the prefixes come from: those with ids first."""
-        return PrefixPlan(len(self._by_ids), tuple(self._deep))
+    def sequences(self) -> PackedSequences:
+        """Who attends to whom; the prefixes with ids come first."""
+        return PackedSequences(tuple(self.lens), tuple(self.prefix_of), len(self._by_ids))
+
+    def deep_prompts(self) -> tuple[int, ...]:
+        """The prompts whose keys and values are given, in the order of their prefixes."""
+        return tuple(self._deep)
 
     def _add_candidates(self, example: Example) -> None:
         ids = example["input_ids"]
@@ -217,13 +208,11 @@ class _SharedPrefixAttending:
 
     Args:
         sequences: how the tokens are packed.
-        num_computed: the first sequences are prefixes.
-        deep: keys and values of further prefixes, by prefix and layer.
+        deep: keys and values of the prefixes that are not computed, by prefix and layer.
     """
 
-    def __init__(self, sequences: PackedSequences, num_computed: int, deep: Sequence[Sequence[KeysValues]]) -> None:
+    def __init__(self, sequences: PackedSequences, deep: Sequence[Sequence[KeysValues]]) -> None:
         self._sequences = sequences
-        self._prefix_lens = list(sequences.lens[:num_computed])
         self._deep = deep
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -233,20 +222,13 @@ class _SharedPrefixAttending:
         if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32, values are not
             query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
         deep = [keys_values[call.layer] for keys_values in self._deep]
-        prefixes = [*self._computed(key, value), *((k.to(key.dtype), v.to(value.dtype)) for k, v in deep)]
         return shared_prefix_attention(
             query,
             key,
             value,
-            prefixes,
+            [(k.to(key.dtype), v.to(value.dtype)) for k, v in deep],
             self._sequences,
             scaling=call.scaling,
             sliding_window=call.sliding_window,
             softcap=call.softcap,
         )
-
-    def _computed(self, key: Tensor, value: Tensor) -> Iterator[KeysValues]:
-        """The prefixes' own keys and values; splitting once makes one node of the graph, slicing would make many."""
-        rest = self._sequences.num_tokens - sum(self._prefix_lens)
-        lens = [*self._prefix_lens, rest]
-        yield from zip(key.split(lens)[:-1], value.split(lens)[:-1], strict=True)
