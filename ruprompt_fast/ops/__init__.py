@@ -19,6 +19,7 @@ from ruprompt_fast.ops.cuda.id_errors import check_errors
 from ruprompt_fast.ops.frozen_linear import frozen_linear, frozen_linear_reference
 from ruprompt_fast.ops.kv_pages import copy_pages, copy_pages_reference, write_kv, write_kv_reference
 from ruprompt_fast.ops.markers import resolve_markers, resolve_markers_reference
+from ruprompt_fast.ops.page_copies import copy_pages_at_once, copy_pages_at_once_reference
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
 from ruprompt_fast.ops.paged_decode import paged_decode, paged_decode_reference
 from ruprompt_fast.ops.paged_prefill import HostLens, paged_prefill, paged_prefill_reference
@@ -57,6 +58,8 @@ __all__ = [
     "Undecided",
     "check_errors",
     "copy_pages",
+    "copy_pages_at_once",
+    "copy_pages_at_once_reference",
     "copy_pages_reference",
     "frozen_linear",
     "frozen_linear_reference",
