@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from engine_models import QUICK, random_prompt, text_of, write_gpt2
-from peers import Ours, System, Task
+from peers import Ours, System, Task, Transformers
 from prompt_peers import Peft, RuPrompts
 from turns import Candidate, Timing, clock, in_turns, names, report
 
@@ -60,8 +60,8 @@ def candidates(folder: Path) -> dict[str, Callable[[], Candidate]]:
     return {
         "ours float32": lambda: candidate(Ours(folder, "float32", prompts), OUR_ROUNDS),
         "ours bfloat16": lambda: candidate(Ours(folder, "bfloat16", prompts), OUR_ROUNDS),
-        "ruPrompts": lambda: candidate(RuPrompts(folder, prompts), PEER_ROUNDS),
-        "PEFT": lambda: candidate(Peft(folder, prompts), PEER_ROUNDS),
+        "ruPrompts": lambda: candidate(RuPrompts(Transformers.from_folder(folder), prompts), PEER_ROUNDS),
+        "PEFT": lambda: candidate(Peft(Transformers.from_folder(folder), prompts), PEER_ROUNDS),
     }
 
 

@@ -1,6 +1,7 @@
 """The models, words and prompts that the engine and its peers are timed with.
 
-``RUPROMPT_BENCH_QUICK=1`` shrinks everything until all benchmarks run within a minute: for tests, not for numbers.
+``RUPROMPT_BENCH_MODEL=large`` takes ruGPT-3 Large's shape instead of Small's. ``RUPROMPT_BENCH_QUICK=1`` shrinks
+everything until all benchmarks run within a minute: for tests, not for numbers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from ruprompt_fast import Prompt, PromptFormat, TensorPromptProvider
 
 QUICK = bool(os.environ.get("RUPROMPT_BENCH_QUICK"))
 
-# ruGPT-3 Small's shape.
-GPT2_SHAPE: dict[str, Any] = {"vocab_size": 50264, "n_positions": 2048, "n_embd": 768, "n_layer": 12, "n_head": 12}
+_SIZES = {
+    "small": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "large": {"n_embd": 1536, "n_layer": 24, "n_head": 16},
+}
+# ruGPT-3 Small's shape, or that of Large.
+GPT2_SHAPE: dict[str, Any] = {
+    "vocab_size": 50264,
+    "n_positions": 2048,
+    **_SIZES[os.environ.get("RUPROMPT_BENCH_MODEL", "small")],
+}
 if QUICK:
     GPT2_SHAPE.update(vocab_size=500, n_embd=32, n_layer=2, n_head=2)
 
@@ -38,9 +47,18 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def write_gpt2(folder: Path) -> list[str]:
     """Save random weights and a tokenizer of one token per word, neither with an end of text; returns the words."""
     word_tokenizer().save_pretrained(folder)
+    random_gpt2().save_pretrained(folder)
+    return all_words()
+
+
+def random_gpt2() -> GPT2LMHeadModel:
+    """Random weights, without an end of text; on the device and in the dtype that are torch's defaults."""
     torch.manual_seed(0)
-    config = GPT2Config(**GPT2_SHAPE, bos_token_id=None, eos_token_id=None, name_or_path="")
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    return GPT2LMHeadModel(GPT2Config(**GPT2_SHAPE, bos_token_id=None, eos_token_id=None, name_or_path=""))
+
+
+def all_words() -> list[str]:
+    """The words of :func:`word_tokenizer`."""
     return sorted(word_tokenizer().get_vocab())
 
 

@@ -49,6 +49,7 @@ class Ours:
         tokenizer: of a model given as an object.
         max_batch_size: maximum number of concurrent tasks.
         threads: how many threads compute; the model decides by default.
+        device: where the model computes.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class Ours:
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_batch_size: int = 64,
         threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
         precision: Any = {"quantization": "int8"} if dtype == "int8" else {"dtype": dtype}
         self.model = FastPromptModel.from_pretrained(
-            source, prompts, tokenizer, device="cpu", max_batch_size=max_batch_size, threads=threads, **precision
+            source, prompts, tokenizer, device=device, max_batch_size=max_batch_size, threads=threads, **precision
         )
 
     def generate(self, tasks: Sequence[Task]) -> list[list[int]]:
@@ -94,6 +96,7 @@ class Transformers:
     def continue_batch(self, input_ids: Tensor, mask: Tensor, tasks: Sequence[Task]) -> list[list[int]]:
         """Continue a padded batch [tasks, longest] until its longest task is done."""
         config = greedy(max(task.num_new_tokens for task in tasks))
+        input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
         with torch.inference_mode():
             sequences = self.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
         new = sequences[:, input_ids.shape[1] :].tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +30,8 @@ def one_prompt_at_a_time(
 class RuPrompts:
     """ruPrompts' way: the model's embedding finds the prompt's markers and writes its rows over them."""
 
-    def __init__(self, folder: Path, prompts: Mapping[str, Prompt]) -> None:
-        self.runner = Transformers.from_folder(folder)
+    def __init__(self, runner: Transformers, prompts: Mapping[str, Prompt]) -> None:
+        self.runner = runner
         self.prompts = prompts
         self.embedding = MarkerEmbedding(self.runner.model.get_input_embeddings())
         self.runner.model.set_input_embeddings(self.embedding)
@@ -42,7 +41,7 @@ class RuPrompts:
 
     def _run(self, name: str, tasks: Sequence[Task]) -> list[list[int]]:
         prompt, marker = self.prompts[name], self.embedding.marker
-        self.embedding.rows = prompt.rows()
+        self.embedding.rows = prompt.rows().detach().to(self.embedding.weight)
         # The ids of our format, in which row k is the id marker + k, with the marker for every row.
         encoded = prompt.format.encode_batch(
             [{"text": task.text} for task in tasks], self.runner.tokenizer, first_row_id=marker
@@ -71,9 +70,9 @@ class Peft:
     other texts than each request gets alone; the work is the same.
     """
 
-    def __init__(self, folder: Path, prompts: Mapping[str, Prompt]) -> None:
+    def __init__(self, runner: Transformers, prompts: Mapping[str, Prompt]) -> None:
         peft: Any = pytest.importorskip("peft", reason=missing("peft"))
-        self.runner = Transformers.from_folder(folder)
+        self.runner = runner
         base = self.runner.model
         for name, prompt in prompts.items():
             config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompt.format.prompt_length)

@@ -1,0 +1,114 @@
+"""Runs a stage in processes of its own: one that crashes, hangs or breaks its CUDA context costs one measurement."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gpu.measurement import ROOT, Figures, Measurement, NotHere, Setting
+from gpu.stage_file import StageFile
+
+POLL_S = 0.1
+BROKEN_CONTEXT = 70
+"""Exit status of a process whose CUDA context is of no more use."""
+
+
+def measure(measurements: Sequence[Measurement], setting: Setting, file: StageFile) -> int:
+    """Run what has not begun yet; returns the exit status of this process."""
+    for measurement in measurements:
+        if not file.known(measurement.name):
+            _measure(measurement, setting, file)
+            if setting.on_card and not _context_works():
+                return BROKEN_CONTEXT
+    return 0
+
+
+def _measure(measurement: Measurement, setting: Setting, file: StageFile) -> None:
+    entry = file.begin(measurement.name, measurement.limit_s * setting.patience)
+
+    def record(figures: Figures | None = None, /, **more: Any) -> None:
+        entry["figures"].update({**(figures or {}), **more})
+        file.write()
+
+    try:
+        measurement.run(record)
+    except NotHere as reason:
+        file.end(entry, "not here", str(reason))
+    except Exception:
+        # This program reports: whatever goes wrong in one measurement is its result, and the others go on.
+        file.end(entry, "failed", traceback.format_exc())
+    else:
+        file.end(entry, "passed")
+
+
+def _context_works() -> bool:
+    """Whether the device still computes: an illegal access or a trap ends a process' CUDA context for good."""
+    try:
+        torch.cuda.synchronize()
+        return bool(torch.ones(2, device="cuda").sum().item() == 2)
+    except Exception:  # of many kinds, and the same to us
+        return False
+
+
+def run_stage(command: Sequence[str], environment: dict[str, str], file: StageFile, limit_s: float) -> bool:
+    """Have processes run a stage until all of it was measured or its time is over.
+
+    Args:
+        command: what starts one; it skips what the file has already.
+        environment: its environment.
+        file: the stage's file.
+        limit_s: seconds for all of it.
+
+    Returns:
+        Whether the stage came to its end.
+    """
+    deadline = time.monotonic() + limit_s
+    log_path = file.path.with_suffix(".log")
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file.reload()
+        begun = len(file.measurements)
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            why = _watch(process, file, deadline)
+        file.reload()
+        if (entry := file.running) is not None:
+            file.end(entry, "failed", f"{why}; {log_path.name} has its output")
+        if process.returncode == 0:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        if len(file.measurements) == begun:  # it does not even get as far as the next measurement
+            file.end(file.begin("start", 0.0), "failed", f"{why}: {_tail(log_path.read_text(errors='replace'))}")
+            return False
+
+
+def _watch(process: subprocess.Popen[bytes], file: StageFile, deadline: float) -> str:
+    """Wait for a process, or end it when a limit is over; returns how it ended."""
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            file.reload()
+            entry = file.running
+            if time.monotonic() >= deadline:
+                return "cut off: the stage's time is over"
+            if entry is not None and time.time() > entry["began"] + entry["limit_s"]:
+                return f"cut off after {entry['limit_s']:.0f} s"
+        return f"the process ended with status {process.returncode}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        process.wait()
+
+
+def _tail(text: str, lines: int = 12) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])
