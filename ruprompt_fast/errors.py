@@ -218,6 +218,10 @@ class EngineStepError(RupromptError, RuntimeError):
     """A step of the engine failed; the requests in it are lost, the engine goes on. The cause is chained."""
 
 
+class GraphError(RupromptError, RuntimeError):
+    """Work cannot be recorded in a graph, or a graph no longer fits what it was recorded from."""
+
+
 class IntegrityError(RupromptError, RuntimeError):
     """The engine's parts disagree about what they hold, or a prefix is given back twice; an error of this package."""
 

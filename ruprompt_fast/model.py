@@ -76,6 +76,7 @@ class FastPromptModel(ServedModel):
         max_batch_size: int = 64,
         max_step_tokens: int = 512,
         kv_cache_bytes: int | None = None,
+        gpu_memory_fraction: float = 0.9,
         prefix_cache_bytes: int | None = None,
         host_cache_bytes: int = 1 << 30,
         threads: int | None = None,
@@ -94,7 +95,9 @@ class FastPromptModel(ServedModel):
             max_batch_size: maximum number of concurrent sequences.
             max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others'.
             kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at
-                most a quarter of the free memory.
+                most a quarter of the free memory, or of a GPU's the share ``gpu_memory_fraction``.
+            gpu_memory_fraction: on a GPU the most that ``kv_cache_bytes=None`` takes of the memory that the weights
+                leave free.
             prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A
                 request whose prefix alone is larger is refused.
             host_cache_bytes: host memory for prefixes that had to leave the pages.
@@ -113,6 +116,7 @@ class FastPromptModel(ServedModel):
             max_batch_size,
             max_step_tokens,
             kv_cache_bytes,
+            gpu_memory_fraction,
             prefix_cache_bytes,
             host_cache_bytes,
             quantization=quantization,

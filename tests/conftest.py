@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 
 # In CI the same examples every time: a change is judged by what it changes. Elsewhere new ones are drawn at every run.
@@ -22,17 +23,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     definition = metafunc.definition
     if definition.get_closest_marker("every_backend") and not definition.get_closest_marker("cpu_backend"):
-        metafunc.parametrize("backend", ["cpu", "second"], indirect=True, scope="module")
+        metafunc.parametrize("backend", ["cpu", "second", "cuda"], indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the parameters that are marked as the CPU's."""
-    items[:] = [item for item in items if not (item.get_closest_marker("cpu_backend") and runs_on_second(item))]
+    """Leave out the parameters of tests that are marked as the CPU's."""
+    items[:] = [item for item in items if not (item.get_closest_marker("cpu_backend") and runs_on_another(item))]
 
 
-def runs_on_second(item: pytest.Item) -> bool:
+def runs_on_another(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    return call is not None and call.params.get("backend") == "second"
+    return call is not None and call.params.get("backend", "cpu") != "cpu"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,13 +45,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     from backends.second_backend import SecondBackend
 
-    from ruprompt_fast.backends import BACKENDS
+    from ruprompt_fast.backends import BACKENDS, Backend
     from ruprompt_fast.backends.cpu.runner import CpuRunner
+    from ruprompt_fast.backends.cuda import CudaBackend
+    from ruprompt_fast.backends.cuda.rehearsal import RehearsalDevice
 
     def refuse(*arguments: object) -> None:
-        raise RuntimeError("this engine was made on the CPU's backend, and a test of the second one uses it")
+        raise RuntimeError("this engine was made on the CPU's backend, and a test of another one uses it")
+
+    def make(device: torch.device, dtype: torch.dtype) -> Backend:
+        return SecondBackend(dtype) if name == "second" else CudaBackend(RehearsalDevice(), dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKENDS, "cpu", SecondBackend)
+        patch.setitem(BACKENDS, "cpu", make)
         patch.setattr(CpuRunner, "launch", refuse)
         yield name

@@ -8,7 +8,7 @@ computes the model's steps. To add a device, write the two and name the backend 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -75,6 +75,25 @@ class RunnerLimits:
     max_model_len: int
 
 
+@dataclass(frozen=True)
+class RunnerStats:
+    """What a runner that replays graphs has done.
+
+    Attributes:
+        num_graphs: captured graphs.
+        num_replayed_steps: steps that were replays of one.
+        num_eager_steps: steps that were not.
+        num_host_rows: tokens that were chosen on the host, because the device could not or was not sure.
+        eager_reasons: for sizes of steps without a graph that could have one, the reason.
+    """
+
+    num_graphs: int
+    num_replayed_steps: int
+    num_eager_steps: int
+    num_host_rows: int
+    eager_reasons: Mapping[str, str]
+
+
 class PreparedModel(Protocol):
     """A model whose frozen layers compute in the backend's own form."""
 
@@ -137,6 +156,10 @@ class Runner(Protocol):
         """
         ...
 
+    def stats(self) -> RunnerStats | None:
+        """Counts so far; None where every step runs in the same way."""
+        ...
+
 
 class Backend(Protocol):
     """One kind of device, computing in one dtype. Holds nothing of a model."""
@@ -144,6 +167,11 @@ class Backend(Protocol):
     @property
     def page_size(self) -> int:
         """Tokens of a page of the KV cache."""
+        ...
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the memory of its pages is that of the whole machine, which must not be filled."""
         ...
 
     def page_bytes(self, shapes: Sequence[KVShape], /) -> int:

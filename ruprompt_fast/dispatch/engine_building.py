@@ -87,10 +87,11 @@ def _built(
         if prepared is not None:
             prepared = prepared.prepare_again(thorough=thorough)
         shapes = check_compatibility(model, embedding)
-        banned_ids = unused_ids(model, tokenizer)
-        engine = _engine(backend, model, tokenizer, embedding, options, shapes, banned_ids)
         if prepared is None:
             prepared = backend.prepare(model, options.quantization)
+        banned_ids = unused_ids(model, tokenizer)
+        # After the layers are prepared: that frees memory, and graphs record the layers that there are.
+        engine = _engine(backend, model, tokenizer, embedding, options, shapes, banned_ids)
         vocab_size = model.config.get_text_config().vocab_size
         decoder, watch = TextDecoder(tokenizer, vocab_size), Watch(model, prepared.watched)
         return ModelEngine(engine, loop, prepared, watch, decoder, vocab_size, banned_ids)
@@ -137,7 +138,8 @@ def _num_pages(backend: Backend, page_bytes: int, positions: int, options: Engin
     budget, available = options.kv_cache_bytes, backend.available_bytes()
     if budget is None:
         enough = options.max_batch_size * num_pages_of(positions, backend.page_size) * page_bytes
-        budget = min(enough, int(available * _FREE_MEMORY_SHARE))
+        share = _FREE_MEMORY_SHARE if backend.shares_memory else options.gpu_memory_fraction
+        budget = min(enough, int(available * share))
     elif budget > available:
         raise SettingError(f"kv_cache_bytes={budget} is more than the {available} bytes of memory that there are.")
     if budget < page_bytes:

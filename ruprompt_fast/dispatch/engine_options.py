@@ -23,7 +23,8 @@ class EngineOptions:
         max_batch_size: maximum number of concurrent sequences.
         max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others' tokens.
         kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at most
-            a quarter of the free memory.
+            a quarter of the free memory, or of a GPU's the share ``gpu_memory_fraction``.
+        gpu_memory_fraction: on a GPU the most that ``kv_cache_bytes=None`` takes of the memory that the weights leave free.
         prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A request
             whose prefix alone is larger is refused.
         host_cache_bytes: host memory for prefixes that had to leave the pages.
@@ -38,6 +39,7 @@ class EngineOptions:
     max_batch_size: int = 64
     max_step_tokens: int = 512
     kv_cache_bytes: int | None = None
+    gpu_memory_fraction: float = 0.9
     prefix_cache_bytes: int | None = None
     host_cache_bytes: int = 1 << 30
     quantization: Quantization | None = None
@@ -60,6 +62,9 @@ class EngineOptions:
                 raise SettingError(
                     f"{name} must be an integer of at least {least} and at most {most}; found {shown(value)}."
                 )
+        share = self.gpu_memory_fraction
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise SettingError(f"gpu_memory_fraction must be a number above 0 and at most 1; found {shown(share)}.")
         if self.quantization not in (None, "int8"):
             raise SettingError(f"quantization must be 'int8' or None; found {shown(self.quantization)}.")
         if self.max_step_tokens < self.max_batch_size:

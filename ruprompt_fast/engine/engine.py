@@ -152,6 +152,7 @@ class Engine:
             pages.num_pages,
             pages.page_size,
             pages.page_bytes,
+            self._runner.stats(),
         )
 
     def check_integrity(self) -> None:

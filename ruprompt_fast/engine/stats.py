@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ruprompt_fast.backends import RunnerStats
 from ruprompt_fast.cache import PrefixCacheStats
 
 
@@ -18,6 +19,7 @@ class EngineStats:
         num_pages: pages of the pool.
         page_size: tokens of a page.
         page_bytes: bytes of a page over all layers.
+        runner: what the runner has done; None where every step runs in the same way.
     """
 
     scheduler: dict[str, int]
@@ -25,6 +27,7 @@ class EngineStats:
     num_pages: int
     page_size: int
     page_bytes: int
+    runner: RunnerStats | None
 
 
 @dataclass(frozen=True)

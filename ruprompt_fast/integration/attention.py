@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # transformers reads a meaning into names that contain flash, sdpa, flex_attention or "paged|".
 NAME = "ruprompt_fast"
 
+# What is different in a model's configs while ours runs.
+_OURS = {"_attn_implementation_internal": NAME, "pad_token_id": None}
+
 # Arguments that modules pass to every attention function and ours ignores: pages already say where tokens are.
 _IRRELEVANT = {
     "cache_position",
@@ -133,6 +136,9 @@ AttentionInterface.register(NAME, attend)
 class AttentionSwitch:
     """Switches a model between its own attention and :func:`attend`.
 
+    With ours a model does not look for padding in its inputs either: there is none, and on a GPU some thirty models
+    would wait for the device to find out.
+
     Args:
         model: the model; its modules read the implementation from their configs at every call.
     """
@@ -144,14 +150,14 @@ class AttentionSwitch:
     @contextmanager
     def ours(self) -> Iterator[None]:
         """Within the block, the model's layers call :func:`attend`."""
-        before = [config._attn_implementation_internal for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation_internal = NAME
+        before = [{name: vars(config)[name] for name in _OURS if name in vars(config)} for config in self._configs]
+        for config, values in zip(self._configs, before, strict=True):
+            vars(config).update((name, _OURS[name]) for name in values)
         try:
             yield
         finally:
-            for config, name in zip(self._configs, before, strict=True):
-                config._attn_implementation_internal = name
+            for config, values in zip(self._configs, before, strict=True):
+                vars(config).update(values)
 
 
 def _config(module: nn.Module) -> PretrainedConfig | None:

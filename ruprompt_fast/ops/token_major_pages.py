@@ -71,12 +71,19 @@ def write_kv_token_major_reference(
 
 
 def _write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:
-    slots = write_slots.long()
-    written = (slots >= 0) & (slots < key_pages.shape[0] * PAGE_SIZE)
-    slots, key, value = slots[written], key[written], value[written]
-    page, place = slots // PAGE_SIZE, slots % PAGE_SIZE
-    key_pages.transpose(1, 2)[page, place] = key
-    value_pages.transpose(1, 2)[page, place] = value
+    if len(write_slots) == 0:
+        return
+    num_slots = key_pages.shape[0] * PAGE_SIZE
+    is_written = (write_slots >= 0) & (write_slots < num_slots)
+    # No shape may depend on the slots, or the step could not be recorded: a token that is skipped repeats one that is
+    # written, and if there is none, what is there already.
+    token = torch.where(
+        is_written, torch.arange(len(write_slots), device=write_slots.device), is_written.int().argmax()
+    )
+    slots = write_slots.long()[token].clamp(0, num_slots - 1)
+    at = slots // PAGE_SIZE, slots % PAGE_SIZE
+    for pages, new in ((key_pages.transpose(1, 2), key), (value_pages.transpose(1, 2), value)):
+        pages[at] = torch.where(is_written.any(), new[token], pages[at])
 
 
 def _check_write(key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, write_slots: Tensor) -> None:

@@ -35,6 +35,7 @@ class SecondBackend:
     """A :class:`~ruprompt_fast.backends.Backend` for the tests; see the module."""
 
     page_size = PAGE_SIZE
+    shares_memory = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -93,6 +94,9 @@ class SecondRunner:
 
     def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> SampledOnHost:
         return SampledOnHost(self._computed(batch), rows, self._sampler)
+
+    def stats(self) -> None:
+        return None
 
     def _computed(self, batch: StepBatch) -> Tensor:
         num_logits, rows = len(batch.logits_at), batch.rows.clone()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ruprompt_fast.backends import Backend, Runner, RunnerLimits, StepBatch
 from ruprompt_fast.backends.cpu import CpuBackend
+from ruprompt_fast.backends.cuda import CudaBackend
+from ruprompt_fast.backends.cuda.rehearsal import RehearsalDevice
 from ruprompt_fast.cache import HostPages, num_pages_of
 from ruprompt_fast.embedding import attach_prompts
 from ruprompt_fast.errors import NonFiniteLogitsError, SettingError, TensorArgumentError
@@ -26,7 +28,11 @@ NUM_PAGES = 12
 SHAPES = [KVShape(1, 2, 3, 2), KVShape(1, 1, 2, 4)]
 
 
-@pytest.fixture(params=[CpuBackend, SecondBackend])
+def rehearsed(dtype: torch.dtype) -> Backend:
+    return CudaBackend(RehearsalDevice(), dtype)
+
+
+@pytest.fixture(params=[CpuBackend, SecondBackend, rehearsed])
 def made(request: pytest.FixtureRequest) -> Backend:
     make: Callable[[torch.dtype], Backend] = request.param
     return make(torch.float32)

@@ -77,7 +77,7 @@ ON_SECOND = """
 from ruprompt_fast.backends import BACKENDS
 from backends.second_backend import SecondBackend
 
-BACKENDS["cpu"] = SecondBackend
+BACKENDS["cpu"] = lambda device, dtype: SecondBackend(dtype)
 """
 
 

@@ -29,6 +29,7 @@ class CpuBackend:
     """
 
     page_size = KVPool.page_size
+    shares_memory = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype

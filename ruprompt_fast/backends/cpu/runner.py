@@ -52,6 +52,9 @@ class CpuRunner:
         """Compute a step; its tokens are chosen when they are asked for."""
         return SampledOnHost(self._logits(batch), rows, self._sampler)
 
+    def stats(self) -> None:
+        """None: every step runs in the same way."""
+
     def _logits(self, batch: StepBatch) -> Tensor:
         num_tokens = len(batch.input_ids)
         padding = padded_len(num_tokens) - num_tokens

@@ -1,0 +1,5 @@
+"""The CUDA backend."""
+
+from ruprompt_fast.backends.cuda.backend import CudaBackend
+
+__all__ = ["CudaBackend"]

@@ -1,0 +1,66 @@
+"""Decode steps as CUDA graphs, one for each bucket, captured when or before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ruprompt_fast.backends.cuda.buckets import Bucket
+from ruprompt_fast.backends.cuda.device import Device, Graph, Launches
+from ruprompt_fast.errors import GraphError, described
+
+# A replay runs the same kernels on the same numbers; only an atomic sum or another algorithm of a library may round
+# otherwise. Wrong numbers are off by tenths.
+_RELATIVE_ERROR = 1e-2
+
+
+class DecodeGraphs:
+    """The graphs of the buckets; a bucket that cannot be captured runs eagerly.
+
+    Args:
+        device: captures them.
+        launches_of: for a bucket, its decode step over static buffers; the first of the outputs are the logits.
+        rehearse: puts inputs into the buffers of a bucket that every kernel of the step can run on.
+
+    Attributes:
+        refusals: for buckets that run eagerly, the reason.
+    """
+
+    def __init__(
+        self, device: Device, launches_of: Callable[[Bucket], Launches], rehearse: Callable[[Bucket], None]
+    ) -> None:
+        self._device = device
+        self._launches_of = launches_of
+        self._rehearse = rehearse
+        self._graphs: dict[Bucket, Graph] = {}
+        self.refusals: dict[Bucket, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def of(self, bucket: Bucket) -> Graph | None:
+        """The bucket's graph, captured if there is none yet; None if it has to run eagerly."""
+        if bucket not in self._graphs and bucket not in self.refusals:
+            self._capture(bucket)
+        return self._graphs.get(bucket)
+
+    def _capture(self, bucket: Bucket) -> None:
+        launches = self._launches_of(bucket)
+        self._rehearse(bucket)
+        try:
+            expected = launches()[0].clone()
+            graph = self._device.capture(launches)
+            graph.replay()
+            _check_replay(graph.outputs[0], expected)
+        except Exception as error:  # whatever a model does that a graph cannot hold: eager steps can
+            self.refusals[bucket] = described(error)
+        else:
+            self._graphs[bucket] = graph
+
+
+def _check_replay(found: Tensor, expected: Tensor) -> None:
+    distance = (found.float() - expected.float()).norm() / expected.float().norm()
+    if not bool(distance <= _RELATIVE_ERROR) and not torch.equal(found, expected):
+        raise GraphError(f"a replay gives other logits than the model (relative error {float(distance):.2g}).")

@@ -1,0 +1,228 @@
+"""Steps of one model on a CUDA device: decoding as graphs, everything else as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ruprompt_fast.backends.base import RunnerLimits, RunnerStats, StepBatch
+from ruprompt_fast.backends.cuda.attending import Decoding, Prefilling
+from ruprompt_fast.backends.cuda.buckets import Bucket, Buckets
+from ruprompt_fast.backends.cuda.device import Device, Event, Launches
+from ruprompt_fast.backends.cuda.graphs import DecodeGraphs
+from ruprompt_fast.backends.cuda.kv_pool import DevicePages
+from ruprompt_fast.backends.cuda.sampler import DeviceSampler
+from ruprompt_fast.backends.cuda.staging import Staging, StepInputs, StepShape
+from ruprompt_fast.cache import num_pages_of
+from ruprompt_fast.integration import Attending, AttentionSwitch
+from ruprompt_fast.ops import step_ids
+from ruprompt_fast.ops.paged_prefill import HostLens
+from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ruprompt_fast.embedding import SplicedEmbedding
+
+_ALL_TOKENS = slice(None)
+_RESULT_WORDS = 4
+
+
+class CudaRunner:
+    """Runs the transformers module itself, with its attention over the pages on the device.
+
+    A step that decodes one token of each of its sequences replays the graph of its size: the model, the sampler, and
+    the buffer of chosen tokens that the next step may read. The host waits once, for what was chosen.
+
+    Args:
+        model: a decoder that passed :func:`~ruprompt_fast.integration.check_compatibility`.
+        embedding: the model's input embedding, attached to it.
+        device: where the model is.
+        pages: the KV cache, with the model's layers.
+        limits: the sizes of what it is given.
+        banned_ids: token ids that are never generated.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        embedding: SplicedEmbedding,
+        device: Device,
+        pages: DevicePages,
+        limits: RunnerLimits,
+        banned_ids: Sequence[int],
+    ) -> None:
+        self._model = model
+        self._embedding = embedding
+        self._device = device
+        self.pages = pages
+        self._switch = AttentionSwitch(model)
+        self._sampler = DeviceSampler(model.config.get_text_config().vocab_size, banned_ids, device.torch_device)
+        self._buckets = Buckets(limits.max_sequences, num_pages_of(limits.max_model_len, pages.page_size))
+        self._staging = Staging(device, self._largest_shape(limits), self._sampler)
+        max_rows = self._buckets.largest.num_rows
+        self._carried = torch.zeros(max_rows, dtype=torch.int32, device=device.torch_device)
+        self._results = [device.pinned((max_rows, _RESULT_WORDS), torch.int32) for _ in range(2)]
+        self._no_rows = embedding.weight.new_empty((0, embedding.row_width))
+        self._graphs = DecodeGraphs(device, self._decode_of, self._stage_rehearsal)
+        self._num_replayed = self._num_eager = self._num_host_rows = 0
+        refusal = _why_eager(model)
+        if refusal is not None:
+            self._graphs.refusals.update(dict.fromkeys(self._buckets.largest_first(), refusal))
+        elif device.captures_ahead:
+            self._capture_all()
+
+    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> _Launched:
+        """Start a step."""
+        with torch.inference_mode():
+            logits, result = self._replayed(batch, rows) or self._eager(batch, rows)
+            logits = logits[: len(rows)]
+            if all(row is None for row in rows):
+                return _Launched(self, logits, rows, None, None)
+            self._results.reverse()
+            host = self._results[0][: len(rows)]
+            return _Launched(self, logits, rows, host, self._device.fetch(result[: len(rows)], host))
+
+    def stats(self) -> RunnerStats:
+        """Counts so far."""
+        return RunnerStats(
+            num_graphs=len(self._graphs),
+            num_replayed_steps=self._num_replayed,
+            num_eager_steps=self._num_eager,
+            num_host_rows=self._num_host_rows,
+            eager_reasons={str(bucket): reason for bucket, reason in self._graphs.refusals.items()},
+        )
+
+    def finish(self, launched: _Launched) -> list[Chosen | None]:
+        """What was chosen for the rows of a step."""
+        if launched.event is None or launched.result is None:
+            return [None] * len(launched.rows)
+        launched.event.wait()
+        return self._sampler.finish(launched.rows, launched.result.numpy(), launched.logits, self._undecided)
+
+    def _undecided(self, logits: Tensor) -> Tensor:
+        """Logits that the host has to decide on, in its memory."""
+        self._num_host_rows += len(logits)
+        host = self._device.pinned(logits.shape, logits.dtype)
+        self._device.fetch(logits, host).wait()
+        return host
+
+    def _replayed(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> tuple[Tensor, Tensor] | None:
+        """Replay a graph; None for a step that has none."""
+        num_rows = len(batch.context_lens)
+        if not num_rows == len(batch.input_ids) == len(rows) or len(batch.rows):
+            return None
+        bucket = self._buckets.of(num_rows, num_pages_of(int(batch.context_lens.max()), self.pages.page_size))
+        graph = self._graphs.of(bucket)
+        if graph is None:
+            return None
+        self._staging.stage(batch, rows, self._shape_of(bucket))
+        graph.replay()
+        self._num_replayed += 1
+        logits, result = graph.outputs
+        return logits, result
+
+    def _eager(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> tuple[Tensor, Tensor]:
+        num_blocks = num_pages_of(int(batch.context_lens.max()), self.pages.page_size)
+        shape = self._shape(len(batch.input_ids), len(batch.context_lens), len(rows), num_blocks)
+        self._staging.stage(batch, rows, shape)
+        inputs = self._staging.inputs(shape)
+        self._num_eager += 1
+        attending = Prefilling(self.pages, inputs, HostLens(batch.query_starts, batch.context_lens))
+        return self._computed(inputs, batch.rows, attending, inputs.logits_at.long())
+
+    def _computed(
+        self, inputs: StepInputs, prompt_rows: Tensor, attending: Attending, logits_at: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The logits that are wanted, of all tokens for None, and the sampler's result for them."""
+        ids, positions = step_ids(inputs.input_ids, inputs.position_ids, self._carried)
+        model: Any = self._model
+        with self._embedding.rows_for_call(prompt_rows), self._switch.ours():
+            output = model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=0 if logits_at is None else logits_at,
+                attending=attending,
+            )
+        logits = cast(Tensor, output.logits[0])
+        last_ids = ids if logits_at is None else ids[logits_at]
+        result = self._sampler.launch(logits, inputs.settings, inputs.seen, last_ids)
+        self._carried[: len(result)].copy_(result[:, 0])
+        return logits, result
+
+    def _decode_of(self, bucket: Bucket) -> Launches:
+        inputs = self._staging.inputs(self._shape_of(bucket))
+        return partial(self._computed, inputs, self._no_rows, Decoding(self.pages, inputs), None)
+
+    def _stage_rehearsal(self, bucket: Bucket) -> None:
+        """Put inputs into a bucket's buffers: every sequence attends to the first one's token, on the trash page."""
+        count = bucket.num_rows
+        slots = np.full(count, -1)
+        slots[0] = self.pages.trash_page * self.pages.page_size
+        tokens = np.arange(count)
+        batch = StepBatch(
+            input_ids=tokens % self._embedding.num_embeddings,
+            position_ids=np.zeros(count, dtype=np.int64),
+            rows=self._no_rows,
+            query_starts=np.arange(count + 1, dtype=np.int32),
+            context_lens=np.ones(count, dtype=np.int32),
+            block_tables=np.full((count, 1), self.pages.trash_page, dtype=np.int32),
+            write_slots=slots,
+            logits_at=tokens,
+        )
+        self._staging.stage(batch, [None] * count, self._shape_of(bucket))
+
+    def _capture_all(self) -> None:
+        with torch.inference_mode():
+            for bucket in self._buckets.largest_first():
+                self._graphs.of(bucket)
+
+    def _shape_of(self, bucket: Bucket) -> StepShape:
+        return self._shape(bucket.num_rows, bucket.num_rows, bucket.num_rows, bucket.num_blocks)
+
+    def _shape(self, num_tokens: int, num_rows: int, num_logits: int, num_blocks: int) -> StepShape:
+        words = self._sampler.words_per_row, self._sampler.seen_words
+        return StepShape(num_tokens, num_rows, num_logits, num_blocks, *words)
+
+    def _largest_shape(self, limits: RunnerLimits) -> StepShape:
+        largest = self._buckets.largest
+        # As many prefixes may be computed in a step as sequences run.
+        return self._shape(
+            max(limits.max_step_tokens, largest.num_rows), 2 * largest.num_rows, largest.num_rows, largest.num_blocks
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Launched:
+    """A :class:`~ruprompt_fast.backends.LaunchedStep`; see there."""
+
+    runner: CudaRunner
+    logits: Tensor
+    rows: Sequence[SamplingRow | None]
+    result: Tensor | None
+    event: Event | None
+
+    def chosen(self) -> list[Chosen | None]:
+        """Wait for the step, and return what was chosen."""
+        return self.runner.finish(self)
+
+
+def _why_eager(model: PreTrainedModel) -> str | None:
+    """Why a model's decode steps cannot be captured, or None."""
+    if not getattr(model, "_can_compile_fullgraph", True):
+        return f"what {type(model).__name__} computes depends on its data, as a mixture of experts does."
+    hooked = next((name for name, module in model.named_modules() if _has_hooks(module)), None)
+    if hooked is not None:
+        return f"a graph would not call the hooks of {hooked or type(model).__name__}."
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
