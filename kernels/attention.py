@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -20,24 +21,32 @@ class Tile(NamedTuple):
         keys: tokens that it walks over at a time.
         warps: of 32 threads.
         stages: of Triton's software pipeline.
+        dot: whether tensor cores multiply; else every product is an instruction, in float32.
     """
 
     rows: int
     keys: int
     warps: int
-    stages: int
+    stages: int = 1
+    dot: bool = False
 
 
-# For heads of up to so many dimensions, the tiles where tensor cores multiply and those where every product is an
-# instruction: within 48 KB of shared memory and without spills on every architecture.
-DOT_TILES = (
-    (64, Tile(rows=64, keys=64, warps=4, stages=2)),
-    (128, Tile(rows=64, keys=32, warps=4, stages=2)),
-    (256, Tile(rows=32, keys=16, warps=4, stages=2)),
+# For heads of up to so many dimensions: within 48 KB of shared memory, without spills and with 128-bit loads on every
+# architecture that takes them. Tensor cores multiply half precision from sm_80 on.
+_TENSOR_CORE_TILES = (
+    (64, Tile(rows=64, keys=64, warps=4, stages=2, dot=True)),
+    (128, Tile(rows=64, keys=32, warps=4, stages=2, dot=True)),
+    (256, Tile(rows=32, keys=16, warps=4, stages=2, dot=True)),
 )
-FMA_TILES = (
-    (64, Tile(rows=32, keys=16, warps=4, stages=1)),
-    (256, Tile(rows=16, keys=16, warps=8, stages=1)),
+_HALF_TILES = (
+    (32, Tile(rows=32, keys=32, warps=4)),
+    (64, Tile(rows=32, keys=16, warps=4)),
+    (256, Tile(rows=16, keys=16, warps=8)),
+)
+_FLOAT_TILES = (
+    (32, Tile(rows=32, keys=32, warps=8)),
+    (64, Tile(rows=32, keys=16, warps=8)),
+    (256, Tile(rows=16, keys=16, warps=8)),
 )
 
 MOST_DIM = 256
@@ -100,7 +109,7 @@ def attend(
     scaling,
     softcap,
     SOFTCAP: tl.constexpr,
-    FAST_DOT: tl.constexpr,
+    DOT: tl.constexpr,
     PAGE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -125,7 +134,7 @@ def attend(
         inside = tokens < end
         pages = tl.load(table_ptr + tokens // PAGE, mask=inside, other=0)
         key = page_tile(key_ptr, pages, tokens % PAGE, kv_head, kv_heads, inside, PAGE, HEAD_DIM, BLOCK_D)
-        if FAST_DOT:
+        if DOT:
             scores = tl.dot(query, tl.trans(key))
         else:
             scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
@@ -140,7 +149,7 @@ def attend(
         total = total * shrink + tl.sum(weights, axis=1)
         weighted *= shrink[:, None]
         value = page_tile(value_ptr, pages, tokens % PAGE, kv_head, kv_heads, inside, PAGE, VALUE_DIM, BLOCK_V)
-        if FAST_DOT:
+        if DOT:
             weighted = tl.dot(weights.to(value.dtype), value, weighted)
         else:
             weighted = tl.dot(weights, value.to(tl.float32), weighted, input_precision="ieee")
@@ -153,7 +162,9 @@ def block_of(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def tile_for(head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
-    """The tile for heads of at most ``MOST_DIM`` dimensions, and for a card whose tensor cores multiply or not."""
-    tiles = DOT_TILES if fast_dot else FMA_TILES
+def tile_for(head_dim: int, value_dim: int, dtype: torch.dtype, has_fast_dot: bool) -> Tile:
+    """The tile for heads of at most ``MOST_DIM`` dimensions; ``has_fast_dot`` of the card, from sm_80 on."""
+    # Tensor cores would take digits from float32.
+    half_tiles = _TENSOR_CORE_TILES if has_fast_dot else _HALF_TILES
+    tiles = _FLOAT_TILES if dtype is torch.float32 else half_tiles
     return next(tile for most, tile in tiles if max(head_dim, value_dim) <= most)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
+from ruprompt_fast.ops._checks import runs_kernels
 from ruprompt_fast.ops._paged_checks import check_block_tables, check_indices, check_paged_call
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+Lens: TypeAlias = "npt.NDArray[np.int32]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +24,26 @@ class HostLens:
     """What the host knows of a step's sequences: the numbers that are in the tensors of the same names.
 
     Attributes:
-        query_starts: ``[sequences + 1]``, integers.
-        context_lens: ``[sequences]``, likewise.
+        query_starts: int32 ``[sequences + 1]``.
+        context_lens: int32 ``[sequences]``.
     """
 
-    query_starts: npt.NDArray[np.integer]
-    context_lens: npt.NDArray[np.integer]
+    query_starts: Lens
+    context_lens: Lens
 
-    def span(self, sequence: int) -> slice:
-        """Where a sequence's query tokens are."""
-        return slice(int(self.query_starts[sequence]), int(self.query_starts[sequence + 1]))
+    @property
+    def query_lens(self) -> Lens:
+        """Query tokens of each sequence."""
+        return self.query_starts[1:] - self.query_starts[:-1]
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.context_lens.max(initial=0))
+
+    def span(self, first: int, stop: int) -> slice:
+        """Where the query tokens of the sequences ``first .. stop - 1`` are."""
+        return slice(int(self.query_starts[first]), int(self.query_starts[stop]))
 
 
 def paged_prefill(
@@ -61,9 +74,9 @@ def paged_prefill(
     ``query_starts[-1]`` on are padding and give zeros. Softmax and sums run in float32. What lies in slots after a
     sequence's context is not read, whatever it is, and neither are the block tables' entries for it. Inference only.
 
-    Nothing waits for the device. On sm_70 and sm_75 the pages are gathered for torch's memory-efficient attention, in
-    groups of sequences; with ``host_lens`` the groups have the sizes that the sequences have, without them the sizes
-    that the shapes allow, so give them where the host has them.
+    Nothing waits for the device. On sm_70 and sm_75 torch's memory-efficient attention uses tensor cores, where Triton
+    does not, but the memory that it takes depends on the lengths. It is chosen where the host gives them, and where
+    neither a window that hides something nor a soft cap is asked for.
 
     Args:
         query: ``[tokens, heads, head_dim]``, any strides of the first two dimensions, the last one contiguous.
@@ -87,7 +100,12 @@ def paged_prefill(
         SettingError: ``sliding_window`` or ``softcap`` is not above zero.
     """
     _check(query, key_pages, value_pages, query_starts, context_lens, block_tables, sliding_window, softcap, host_lens)
-    return paged_prefill_reference(
+    attend = _attend
+    if runs_kernels(query):
+        from ruprompt_fast.ops.cuda.paged_prefill import paged_prefill_cuda
+
+        attend = paged_prefill_cuda
+    return attend(
         query,
         key_pages,
         value_pages,
@@ -119,6 +137,33 @@ def paged_prefill_reference(
     Without ``host_lens`` every sequence's pages are attended to by all tokens, of which its own are kept.
     """
     _check(query, key_pages, value_pages, query_starts, context_lens, block_tables, sliding_window, softcap, host_lens)
+    return _attend(
+        query,
+        key_pages,
+        value_pages,
+        query_starts,
+        context_lens,
+        block_tables,
+        scaling=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        host_lens=host_lens,
+    )
+
+
+def _attend(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+    *,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    host_lens: HostLens | None,
+) -> Tensor:
     page_size, head_group = key_pages.shape[2], query.shape[1] // key_pages.shape[1]
     out = query.new_zeros((*query.shape[:2], value_pages.shape[3]))
     token = torch.arange(query.shape[0], device=query.device)
@@ -126,7 +171,10 @@ def paged_prefill_reference(
     for sequence in range(context_lens.shape[0]):
         span, blocks = slice(None), block_tables.shape[1]
         if host_lens is not None:
-            span, blocks = host_lens.span(sequence), -(-int(host_lens.context_lens[sequence]) // page_size)
+            span, blocks = (
+                host_lens.span(sequence, sequence + 1),
+                -(-int(host_lens.context_lens[sequence]) // page_size),
+            )
         position = slot[: blocks * page_size]
         present = position < context_lens[sequence]
         pages = block_tables[sequence, :blocks].long().masked_fill(~present[::page_size], 0)

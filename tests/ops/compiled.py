@@ -29,6 +29,7 @@ def compile_for(
     arch: int,
     warps: int,
     aligned: Collection[str] = (),
+    stages: int | None = None,
 ) -> CompiledKernel:
     """A kernel for an architecture.
 
@@ -40,6 +41,7 @@ def compile_for(
         arch: 70 for sm_70.
         warps: how many.
         aligned: integers that are divisible by 16, as the launcher finds them; pointers always are.
+        stages: of the software pipeline, where the launcher says so.
     """
     signature = {name: type_.format(dtype=TORCH_TO_TRITON[dtype]) for name, type_ in types.items()}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -51,7 +53,8 @@ def compile_for(
         constexprs={(index(name),): value for name, value in constants.items()},
         attrs={(index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    options = {"num_warps": warps} if stages is None else {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def stack_bytes(compiled: CompiledKernel, folder: Path) -> int:
