@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
-from ruprompt_fast.ops._checks import DTYPE_NAMES
+from ruprompt_fast.ops._checks import DTYPE_NAMES, runs_kernels
 
 # The order of floats is only trusted where it is wider than the error of both sides.
 # Shares of the probability: a kernel adds up to 76 float32 in a row (64 a lane, then a tree), each off by 2**-24, of
@@ -110,7 +110,13 @@ def sample(
     Raises:
         TensorArgumentError: a shape, dtype or device that is not as above.
     """
-    return sample_reference(logits, settings, seen, last_ids, vocab_size=vocab_size, banned=banned)
+    if not runs_kernels(logits):
+        return sample_reference(logits, settings, seen, last_ids, vocab_size=vocab_size, banned=banned)
+    from ruprompt_fast.ops.cuda.sample import sample_cuda
+
+    _check(logits, settings, seen, last_ids, vocab_size, banned)
+    bands = (MASS_BAND, RACE_BAND, DEPTH_BAND, LOGPROB_BAND)
+    return sample_cuda(logits, settings, seen, last_ids, vocab_size, banned, bands)
 
 
 def sample_reference(

@@ -44,7 +44,7 @@ class DeviceSampler:
         self._on_host = Sampler(vocab_size, banned_ids)
         self._banned: Tensor | None = None
         if banned_ids:
-            is_banned = torch.zeros(vocab_size, dtype=torch.bool)
+            is_banned = torch.zeros(self.seen_words * 32, dtype=torch.bool)  # whole pieces for the kernel's reads
             is_banned[list(banned_ids)] = True
             self._banned = is_banned.to(device)
         self._known: dict[int, tuple[weakref.ref[SamplingRow], RowSettings]] = {}

@@ -1,0 +1,60 @@
+"""The sampling kernel compiles for every supported architecture, reads wide, divides exactly, and does not spill."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from ops.compiled import (  # noqa: E402
+    ARCHITECTURES,
+    MOST_SHARED_BYTES,
+    TORCH_TO_TRITON,
+    accesses,
+    compile_for,
+    shared_bytes,
+    stack_bytes,
+    uses_tensor_cores,
+)
+from triton.compiler import CompiledKernel  # noqa: E402
+
+from ruprompt_fast.kernels import sample as kernels  # noqa: E402
+
+TYPES = {
+    "logits_ptr": "*{dtype}",
+    "settings_ptr": "*i32",
+    "seen_ptr": "*i32",
+    "last_ids_ptr": "*i32",
+    "banned_ptr": "*u8",
+    "scores_ptr": "*fp32",
+    "out_ptr": "*i32",
+    "vocab_size": "i32",
+    "readable": "i32",
+    "logits_stride": "i32",
+    "settings_stride": "i32",
+    "seen_stride": "i32",
+    "scores_stride": "i32",
+}
+BANDS = {"MASS_BAND": 2.0**-17, "RACE_BAND": 2.0**-13, "DEPTH_BAND": 2.0**-16, "LOGPROB_BAND": 2.0**-15}
+# The columns of the scores are whole blocks; a vocabulary of 50257 has logits with a stride of 50264.
+ALIGNED = {"settings_stride", "scores_stride"}
+
+
+def compile_sample(dtype: str, arch: int, multiple: int = 8, has_banned: bool = True) -> CompiledKernel:
+    constants = {"HAS_BANNED": has_banned, "MULTIPLE": multiple, "BLOCK": kernels.BLOCK, **BANDS}
+    return compile_for(kernels.sample_kernel, TYPES, constants, dtype, arch, kernels.WARPS, ALIGNED)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows_of_halves_are_read_in_128_bit_pieces(arch: int, tmp_path: Path) -> None:
+    compiled = compile_sample("float16", arch)
+    assert {"ld.global.v4.b32", "st.global.v4.b32"} <= accesses(compiled)
+    assert "ld.global.b16" not in accesses(compiled)
+    assert stack_bytes(compiled, tmp_path) == 0
+    assert shared_bytes(compiled) <= MOST_SHARED_BYTES
+    assert not uses_tensor_cores(compiled)
+    divisions = re.findall(r"\bdiv\.\w+\.f32", compiled.asm["ptx"])
+    assert "div.rn.f32" in divisions
