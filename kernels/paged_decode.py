@@ -13,6 +13,10 @@ from ruprompt_fast.kernels.attention import LEAST, LOG2_E, attend, soft_capped
 SPLIT = 256
 """Tokens of a part; its size does not depend on how long a row is, so neither does a row's rounding."""
 
+# Parts that the sum reads at a time.
+MERGED_AT_ONCE = 16
+MERGE_WARPS = 4
+
 
 class Tile(NamedTuple):
     """How a program is cut.
@@ -21,12 +25,14 @@ class Tile(NamedTuple):
         heads: query heads of one key head that a program computes, a power of two.
         tokens: that it walks over at a time, a power of two.
         warps: of 32 threads.
-        dot: whether ``tl.dot`` multiplies.
+        stages: of Triton's software pipeline.
+        dot: whether tensor cores multiply; else every product is an instruction, in float32.
     """
 
     heads: int
     tokens: int
     warps: int
+    stages: int = 1
     dot: bool = False
 
 
@@ -106,7 +112,7 @@ def by_lanes(
     return tl.sum(weighted * shrink[:, :, None], axis=1), highest, tl.sum(total * shrink, axis=1)
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "table_stride"])
 def paged_decode_kernel(
     query_ptr,
     key_ptr,
@@ -215,7 +221,7 @@ def paged_decode_kernel(
         store_heads(out_ptr + place * VALUE_DIM, heads, present, zeros, VALUE_DIM, BLOCK_V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def merge_kernel(partials_ptr, lse_ptr, out_ptr, parts, DIM: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
     head = tl.program_id(0).to(tl.int64)
     heads = tl.num_programs(0).to(tl.int64)
@@ -255,11 +261,12 @@ def tile_for(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
         value_dim: of values.
         fast_dot: whether tensor cores multiply these numbers.
     """
-    # Up to four heads the loads take longer than the multiplications; tensor cores compute no fewer than 16.
-    if fast_dot and group > _MOST_HEADS:
-        return Tile(heads=16, tokens=32 if head_dim > 128 else 64, warps=4, dot=True)
     block = triton.next_power_of_2(max(head_dim, value_dim))
-    # 8192 sums are 32 registers in each of 256 threads. With more, a program does not fit beside another one.
+    # Up to four heads the loads take longer than the products; tensor cores compute no fewer than 16 heads.
+    if fast_dot and group > _MOST_HEADS and block <= 256:
+        return Tile(heads=16, tokens=64 if block <= 128 else 32, warps=4, stages=3, dot=True)
+    # 8192 sums are 32 registers in each of 256 threads. With more of them, no two programs fit into an old card's
+    # multiprocessor, and with fewer tokens at a time a program waits for memory more often.
     heads = min(triton.next_power_of_2(group), _MOST_HEADS, max(512 // block, 1))
     return Tile(heads=heads, tokens=min(max(8192 // (heads * block), 16), SPLIT), warps=8)
 
@@ -331,6 +338,7 @@ def launch_decode(
         HEADS=tile.heads,
         TOKENS=tile.tokens,
         num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
@@ -350,12 +358,9 @@ def launch_merge(partials: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -
         parts,
         DIM=dim,
         BLOCK=triton.next_power_of_2(dim),
-        PARTS=min(triton.next_power_of_2(parts), _MERGED_AT_ONCE),
-        num_warps=4,
+        PARTS=min(triton.next_power_of_2(parts), MERGED_AT_ONCE),
+        num_warps=MERGE_WARPS,
     )
-
-
-_MERGED_AT_ONCE = 16
 
 
 def _block(dim: int, tile: Tile) -> int:
