@@ -38,20 +38,22 @@ class Int8Weight:
 
     Args:
         weight: ``[out_features, in_features]``, neither of them zero, at any strides, float32, float16 or bfloat16.
+        card: the card to choose kernels for; defaults to that of the weight.
 
     Raises:
         TensorArgumentError: a weight other than that, or one with NaN or infinity in it.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, card: Card | None = None) -> None:
         if weight.ndim != 2 or weight.numel() == 0 or not can_quantize(weight.dtype, weight.device):
             raise TensorArgumentError(
                 "the weight to quantize must be [out_features, in_features], float32, float16 or bfloat16, and not "
                 f"empty; found {weight.dtype} {list(weight.shape)} on {weight.device}"
             )
         self.shape, self.dtype, self.device = weight.shape, weight.dtype, weight.device
+        self._card = card
         values, self._scales = quantize(weight.detach().float())
-        self._values = F.pad(values, (0, -weight.shape[1] % _ALIGNMENT))
+        self._values = F.pad(values, (0, -weight.shape[1] % _ALIGNMENT)).contiguous()  # Conv1D's lies by columns
 
     @property
     def num_bytes(self) -> int:
@@ -99,7 +101,7 @@ class Int8Weight:
             return int8_linear_reference(x, *self.quantized(), bias, activation)
         rows = rows_contiguous(x.reshape(-1, in_features))
         bias = None if bias is None else bias.contiguous()
-        out = int8_linear_cuda(rows, self._values, self._scales, bias, activation)
+        out = int8_linear_cuda(rows, self._values, self._scales, bias, activation, self._card)
         return out.view(*x.shape[:-1], out_features)
 
 
@@ -132,10 +134,11 @@ def int8_linear_cuda(
     if not len(x):
         return out
     way = way_of(len(x), x.dtype, card or card_of(x.device))
-    if way == "library":
-        return _by_library(x, values, scales, bias, activation, out)
-    launch = kernels.launch_tile if way == "tile" else kernels.launch_rows
-    launch(x, values, scales, bias, activation, out)
+    with torch.cuda.device(x.get_device()):
+        if way == "library":
+            return _by_library(x, values, scales, bias, activation, out)
+        launch = kernels.launch_tile if way == "tile" else kernels.launch_rows
+        launch(x, values, scales, bias, activation, out)
     return out
 
 
