@@ -1,0 +1,16 @@
+"""Writing keys and values into pages, from views of one projection, against a copy of as many bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpu.kernels import CASES
+from kernel_cases import CANDIDATES, NEEDS_CARD, SETTING, cases_of, time_beside_copy
+
+
+@NEEDS_CARD
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("name", cases_of("write_kv"))
+def bench_write_kv(benchmark: Any, name: str, candidate: str) -> None:
+    time_beside_copy(benchmark, name, CASES[name](SETTING), candidate)
