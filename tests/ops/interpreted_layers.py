@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny_models import sharp_model
@@ -23,8 +25,9 @@ def test_norms_and_residuals(family: str) -> None:
 @pytest.mark.parametrize("card", [V100, Card("H100", (9, 0))], ids=lambda card: card.name)
 def test_int8(card: Card) -> None:
     model, ids = sharp_model("gpt2").half(), torch.arange(3, 8)[None]
+    model.lm_head = copy.deepcopy(model.lm_head)  # a tied one would come back as it was
     prepared = prepare_layers(model, "int8", card)
     with torch.inference_mode():
         actual = model(ids).logits
         prepared.undo()
-        assert relative_error(actual, model(ids).logits) <= 5e-3
+        assert relative_error(actual, model(ids).logits) <= 2e-3

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
+
+from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError
+
+# By the first capability: the wheels of PyTorch that have code for it. CUDA 13 has none for Volta, and PyTorch 2.14 is
+# the last with CUDA 12; Blackwell needs CUDA 12.8.
+_WHEELS = {
+    (5, 0): 'the cu126 wheels of PyTorch, the last of which are those of version 2.14: "torch==2.14.*"',
+    (7, 5): 'wheels of PyTorch for CUDA 12.6 or later (cu126, cu128, cu130): "torch>=2.6"',
+    (10, 0): 'wheels of PyTorch for CUDA 12.8 or later (cu128, cu130): "torch>=2.7"',
+}
+_OLDEST = (7, 0)
 
 
 @dataclass(frozen=True)
@@ -40,3 +54,42 @@ def card_of(device: torch.device) -> Card:
 @lru_cache(maxsize=16)
 def _card(index: int) -> Card:
     return Card(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+
+
+def check_has_code(card: Card, architectures: Sequence[str] | None = None) -> None:
+    """Refuse a card that cannot run what is installed.
+
+    Args:
+        card: the card.
+        architectures: what torch was compiled for; defaults to ``torch.cuda.get_arch_list()``.
+
+    Raises:
+        MissingDependencyError: the installed torch has no code for it; the message names the wheels that have.
+        UnsupportedModelError: the engine's kernels cannot run: the card is older than Volta, or Triton is missing.
+    """
+    architectures = torch.cuda.get_arch_list() if architectures is None else architectures
+    number = "sm_{}{}".format(*card.capability)
+    if not any(_runs(architecture, card.capability) for architecture in architectures):
+        wheels = next((text for first, text in reversed(_WHEELS.items()) if card.capability >= first), None)
+        raise MissingDependencyError(
+            f"torch {torch.__version__} has no code for {card.name} ({number}); it has {', '.join(architectures)}. "
+            + (f"Install {wheels}." if wheels else "No wheels of PyTorch 2.6 or later have; move the model to the CPU.")
+        )
+    if card.capability < _OLDEST:
+        raise UnsupportedModelError(f"the engine's kernels need sm_70 or newer; {card.name} is {number}.")
+    if find_spec("triton") is None:
+        raise UnsupportedModelError(
+            "the engine's kernels need Triton, which is not installed: pip install 'ruprompt-fast[triton]'."
+        )
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether a card runs code for an architecture: machine code within a major version, PTX on whatever is newer."""
+    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+    if found is None:
+        return False
+    kind, *version, only = found.groups()
+    compiled_for = (int(version[0]), int(version[1]))
+    if only:
+        return compiled_for == capability
+    return compiled_for <= capability and (kind == "compute" or compiled_for[0] == capability[0])

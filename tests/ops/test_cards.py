@@ -1,0 +1,61 @@
+"""What is said about cards that cannot run what is installed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError
+from ruprompt_fast.ops.cuda import cards
+from ruprompt_fast.ops.cuda.cards import V100, Card, check_has_code
+
+CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+CU128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+CU130 = [*CU128, "compute_120"]
+H100, L4, B200, NEWER = (
+    Card(name, capability)
+    for name, capability in (("H100", (9, 0)), ("L4", (8, 9)), ("B200", (10, 0)), ("newer", (13, 0)))
+)
+
+
+@pytest.mark.parametrize(
+    ("card", "architectures"),
+    [
+        (V100, CU126),
+        (H100, CU126),
+        (L4, CU126),
+        (B200, CU128),
+        (NEWER, CU130),
+        (H100, ["sm_90a"]),
+        (Card("B300", (10, 3)), CU128),
+    ],
+    ids=str,
+)
+def test_cards_that_run(card: Card, architectures: list[str]) -> None:
+    check_has_code(card, architectures)
+
+
+@pytest.mark.parametrize(
+    ("card", "architectures", "wheels"),
+    [
+        (V100, CU130, r'Install the cu126 wheels of PyTorch, .* "torch==2\.14\.\*"'),
+        (Card("P100", (6, 0)), CU130, "Install the cu126 wheels"),
+        (Card("T4", (7, 5)), ["sm_80", "sm_90"], "Install wheels of PyTorch for CUDA 12.6 or later"),
+        (B200, CU126, "Install wheels of PyTorch for CUDA 12.8 or later"),
+        (NEWER, CU128, "CUDA 12.8 or later"),
+        (Card("H20a", (9, 1)), ["sm_90a"], "CUDA 12.6 or later"),
+        (Card("K40", (3, 5)), CU126, "move the model to the CPU"),
+    ],
+    ids=str,
+)
+def test_cards_that_torch_has_no_code_for(card: Card, architectures: list[str], wheels: str) -> None:
+    number = "sm_{}{}".format(*card.capability)
+    with pytest.raises(MissingDependencyError, match=rf"torch .* has no code for {card.name} \({number}\); .*{wheels}"):
+        check_has_code(card, architectures)
+
+
+def test_cards_that_our_kernels_do_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedModelError, match="kernels need sm_70 or newer; P100 is sm_60"):
+        check_has_code(Card("P100", (6, 0)), CU126)
+    monkeypatch.setattr(cards, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModelError, match=r"need Triton, .* pip install 'ruprompt-fast\[triton\]'"):
+        check_has_code(V100, CU126)
