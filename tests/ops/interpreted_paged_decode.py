@@ -52,7 +52,7 @@ def test_heads_that_share_keys(heads: int, kv_heads: int, dtype: torch.dtype) ->
 @pytest.mark.parametrize(("heads", "head_dim", "value_dim"), [(5, 8, 16), (16, 96, 64), (17, 20, 256)])
 def test_tensor_cores(heads: int, head_dim: int, value_dim: int) -> None:
     # In float16 only: Triton 3.7's interpreter multiplies the bits of bfloat16.
-    case = make_decode_case([17, 90, 300], Heads(heads, 1, head_dim, value_dim), torch.float16)
+    case = make_decode_case([17, 300], Heads(heads, 1, head_dim, value_dim), torch.float16)
     for settings_ in ({}, {"sliding_window": 50, "softcap": 2.0}):
         check(case, partial(paged_decode_cuda, card=A100), **settings_)
 
@@ -71,6 +71,19 @@ def test_window_and_soft_cap(window: int, softcap: float | None) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_long_row_beside_short_ones(dtype: torch.dtype) -> None:
     check(make_decode_case([4097, 0, 256, 257], Heads(1, 1, 8, 8), dtype))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=2),
+    st.builds(lambda kv, group, k, v: Heads(kv * group, kv, k, v), *[st.integers(1, n) for n in (2, 5, 40, 40)]),
+    st.none() | st.integers(1, 400),
+    st.none() | st.floats(0.1, 100),
+    st.sampled_from([V100, A100]),
+)
+def test_any_shape(contexts: list[int], shape: Heads, window: int | None, softcap: float | None, card: Card) -> None:
+    case = make_decode_case(contexts, shape, torch.float16)
+    check(case, partial(paged_decode_cuda, card=card), sliding_window=window, softcap=softcap)
 
 
 def test_any_strides_of_queries() -> None:

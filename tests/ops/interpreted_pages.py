@@ -10,6 +10,7 @@ from torch import Tensor
 from ruprompt_fast.ops import (
     copy_pages_at_once,
     copy_pages_at_once_reference,
+    paged_decode,
     token_major_page_shapes,
     write_kv_token_major,
     write_kv_token_major_reference,
@@ -32,10 +33,9 @@ def new_tokens(tokens: int, kv_heads: int, head_dim: int, value_dim: int, dtype:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("dtype", "index"), zip(DTYPES, [torch.int64, torch.int32, torch.int64], strict=True))
 @pytest.mark.parametrize("tokens", [0, 1, 15, 16, 17, 31, 32, 33])
-def test_a_run_of_slots(tokens: int, index: torch.dtype, dtype: torch.dtype) -> None:
+def test_a_run_of_slots(tokens: int, dtype: torch.dtype, index: torch.dtype) -> None:
     check_write(*new_tokens(tokens, 3, 8, 8, dtype), torch.arange(15, 15 + tokens, dtype=index), 3)
 
 
@@ -74,3 +74,17 @@ def test_copies(shape: tuple[int, ...], dtype: torch.dtype, index: torch.dtype) 
     copy_pages_at_once(pages, copies[:0])
     copy_pages_at_once(pages, torch.tensor([[0, 7], [-1, 2], [9, 9]], dtype=index))
     assert torch.equal(pages, expected)
+
+
+def test_elements_beyond_two_to_the_31() -> None:
+    # The system gives memory to what is written only, which is three pages.
+    num_pages = 2**31 // (16 * 64) + 3
+    pages = torch.empty(num_pages, 1, 16, 64, dtype=torch.float16)
+    key, value = new_tokens(2, 1, 64, 64, torch.float16)
+    pages[-1] = float("nan")
+    write_kv_token_major(key, value, pages, pages, torch.arange(2) + (num_pages - 2) * 16)
+    assert torch.equal(pages[-2, 0, :2], value[:, 0])
+    copy_pages_at_once(pages[None], torch.tensor([[num_pages - 2, num_pages - 1]]))
+    assert torch.equal(pages[-1], pages[-2])
+    table, lens = torch.tensor([[num_pages - 1]], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
+    assert torch.equal(paged_decode(key[:1], pages, pages, table, lens, scaling=1.0), value[:1])
