@@ -184,12 +184,18 @@ RuntimeError: a step is under way.)",
           py::arg("token_budget"))
       .def(
           "commit",
-          [](Self& self, const std::vector<int64_t>& finished) { self.scheduler.commit(finished); },
+          [](Self& self, const std::vector<int64_t>& finished, const std::vector<int64_t>& again) {
+            self.scheduler.commit(finished, again);
+          },
           R"(The step is done: its tokens count as computed, sampling sequences have one more, finished requests end.
 
-IndexError: a finished id is not known. ValueError: a request that sampled its last token is not among the finished.
-RuntimeError: no step is under way. After an error the step is still under way.)",
-          py::arg("finished_request_ids"))
+Requests in restarted_request_ids were given a wrong last token: what they sampled does not count, and their tokens are
+computed again.
+
+IndexError: an id is not known. ValueError: a request that sampled its last token is not among the finished, or one that
+is to start again did not sample after a token that it had sampled before. RuntimeError: no step is under way. After an
+error the step is still under way.)",
+          py::arg("finished_request_ids"), py::arg("restarted_request_ids") = std::vector<int64_t>())
       .def(
           "abort", [](Self& self) { self.scheduler.abort(); },
           R"(The step failed: none of its tokens count as computed, and prefixes computed or loaded in it are absent.

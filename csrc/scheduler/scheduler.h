@@ -69,7 +69,9 @@ class Scheduler {
 
   // The plan is the same object every time; it is valid until the next call of step.
   const Plan& step(int64_t token_budget);
-  void commit(const std::vector<int64_t>& finished);
+  // What requests in `again` have sampled in this step does not count: they were given a wrong last token, and start
+  // again with another one.
+  void commit(const std::vector<int64_t>& finished, const std::vector<int64_t>& again = {});
   void abort();
 
   // Sequence i of the request becomes a copy of its sequence parents[i].
@@ -159,6 +161,8 @@ class Scheduler {
 
   // scheduler_commit.cc: what became of it
   void commit_rows();
+  bool samples_in_step(const Request& request) const;
+  void take_back(int64_t id);
   void commit_prefixes();
   void end_step();
 

@@ -5,12 +5,22 @@
 
 namespace ruprompt {
 
-void Scheduler::commit(const std::vector<int64_t>& finished) {
+void Scheduler::commit(const std::vector<int64_t>& finished, const std::vector<int64_t>& again) {
   if (!in_step_) throw std::logic_error("commit was called without a step under way: call step first");
+  const auto contains = [](const std::vector<int64_t>& ids, int64_t id) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
   for (const int64_t id : finished) known_request(id);
+  for (const int64_t id : again) {
+    const Request& request = known_request(id);
+    if (!samples_in_step(request) || request.num_known == request.num_input || contains(finished, id)) {
+      throw std::invalid_argument("request " + std::to_string(id) + " cannot start again: in this step it is finished, "
+                                  "or does not sample after a token that it has sampled before");
+    }
+  }
   for (const int32_t slot : ending_) {
     const Request& request = requests_[slot];
-    if (request.cancelled || std::find(finished.begin(), finished.end(), request.id) != finished.end()) continue;
+    if (request.cancelled || contains(finished, request.id) || contains(again, request.id)) continue;
     throw std::invalid_argument("request " + std::to_string(request.id) + " samples the last of its " +
                                 std::to_string(request.max_new) + " new tokens in this step and must be finished");
   }
@@ -21,7 +31,24 @@ void Scheduler::commit(const std::vector<int64_t>& finished) {
     const auto found = slots_.find(id);
     if (found != slots_.end()) forget(found->second);
   }
+  for (const int64_t id : again) take_back(id);
   end_step();
+}
+
+// Nothing that was computed from the wrong token remains: a page of sampled tokens is never found by its hash.
+void Scheduler::take_back(int64_t id) {
+  const int32_t slot = slots_.at(id);
+  Request& request = requests_[slot];
+  if (request.cancelled) return;
+  --request.num_known;
+  counters_.sampled_tokens -= request.num_sequences;
+  requeue(slot);
+}
+
+bool Scheduler::samples_in_step(const Request& request) const {
+  if (request.scheduled_step != now_ || request.sequences.empty()) return false;
+  const Sequence& state = sequences_[request.sequences.front()];
+  return state.computed + state.query == request.num_known;
 }
 
 void Scheduler::commit_rows() {

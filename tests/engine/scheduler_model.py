@@ -229,8 +229,11 @@ class Driver:
         for (request, sequence, _, context, _), table in zip(plan.rows, plan.block_tables, strict=True):
             assert self.content(table, context) == names(self.ids_of(request, sequence)[:context])
 
-    def commit(self, plan: Snapshot, ends: Iterable[int] = ()) -> None:
-        """Every sampling sequence gets a token; requests in `ends`, or at their last token, finish."""
+    def commit(self, plan: Snapshot, ends: Iterable[int] = (), again: Iterable[int] = ()) -> None:
+        """Every sampling sequence gets a token; requests in `ends`, or at their last token, finish.
+
+        Those in `again` that decode get no token, and another one in place of the last.
+        """
         sampled: dict[int, int] = {}
         for request, sequence, _, _, samples in plan.rows:
             if samples:
@@ -245,7 +248,13 @@ class Driver:
             if request in self.requests
             and (request in ends or self.requests[request].num_new == self.requests[request].max_new)
         ]
-        self.call("commit", done)
+        restarted = [id_ for id_ in again if id_ in sampled and id_ in self.requests and self.requests[id_].num_new > 1]
+        done = [request for request in done if request not in restarted]
+        self.call("commit", done, restarted)
+        for request in restarted:
+            for ids in self.requests[request].sequences:
+                del ids[-2:]
+                ids.append(self.token())
         for request in done:
             del self.requests[request]
         self.finished += done

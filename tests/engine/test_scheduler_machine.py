@@ -94,8 +94,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.plan is not None)
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
-        ends = data.draw(st.sets(st.sampled_from(self.requests), max_size=1)) if self.requests else set()
-        self.driver.commit(self.plan, ends)
+        some = st.sets(st.sampled_from(self.requests), max_size=1) if self.requests else st.just(set())
+        self.driver.commit(self.plan, data.draw(some), data.draw(some))
         self.plan = None
 
     @precondition(lambda self: self.plan is not None)

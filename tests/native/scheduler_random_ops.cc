@@ -28,6 +28,7 @@ void require(bool condition, const char* what) {
 struct Known {
   int64_t left;  // new tokens
   int32_t sequences, max_sequences;
+  bool has_sampled = false;
 };
 
 class World {
@@ -121,7 +122,7 @@ class World {
     } catch (const std::invalid_argument&) {
       return;  // shorter than its prefix
     }
-    requests_[next_id_] = {max_new, 1, static_cast<int32_t>(max_sequences)};
+    requests_[next_id_] = {max_new, 1, static_cast<int32_t>(max_sequences), false};
     ids_.push_back(next_id_++);
   }
 
@@ -183,14 +184,19 @@ class World {
 
   void commit() {
     const Plan& plan = *scheduler_.plan();
-    std::vector<int64_t> finished;
+    std::vector<int64_t> finished, again;
     for (int32_t row = 0; row < plan.num_rows; ++row) {
       const int64_t id = plan.request_ids[row];
       const auto known = requests_.find(id);
       if (!plan.samples[row] || known == requests_.end() || plan.sequence_indices[row] != 0) continue;
+      if (known->second.has_sampled && pick(0, 40) == 0) {
+        again.push_back(id);
+        continue;
+      }
+      known->second.has_sampled = true;
       if (--known->second.left == 0 || pick(0, 40) == 0) finished.push_back(id);
     }
-    scheduler_.commit(finished);
+    scheduler_.commit(finished, again);
     in_step_ = false;
     for (const int64_t id : finished) gone(id);
   }
