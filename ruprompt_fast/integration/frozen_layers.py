@@ -14,36 +14,40 @@ from transformers.pytorch_utils import Conv1D
 from ruprompt_fast.integration.activations import slow_activations
 from ruprompt_fast.ops import frozen_linear
 from ruprompt_fast.ops.activation import activate
+from ruprompt_fast.ops.frozen_linear import is_faster_frozen
 
 
 class FrozenLayers:
     """Replaces how a model's layers compute, without changing the result, and restores their own way afterwards.
 
-    Linear layers call :func:`~ruprompt_fast.ops.frozen_linear`, and activations that take many passes in
-    transformers take one. Layers that train, that other code has given a new ``forward``, or that run under autocast
-    are not changed.
+    Linear layers call :func:`~ruprompt_fast.ops.frozen_linear` where that is faster, in float32 on a CPU, and
+    activations that take many passes in transformers take one. Layers that train, that other code has given a new
+    ``forward``, or that run under autocast are not changed.
 
     Args:
         model: the model, frozen.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D) and _is_plain(module):
-                self._forwards.append((module, partial(_linear, module)))
-        for parent, name, activation in slow_activations(model):
-            self._forwards.append((parent.get_submodule(name), partial(activate, activation=activation)))
+        self._linear: list[Any] = [module for module in model.modules() if _is_plain(module)]
+        self._activations: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
+            (parent.get_submodule(name), partial(activate, activation=activation))
+            for parent, name, activation in slow_activations(model)
+        ]
 
     @contextmanager
     def fast(self) -> Iterator[None]:
         """Within the block, forward and backward are computed the other way."""
-        for module, forward in self._forwards:
+        forwards = [
+            *((module, partial(_linear, module)) for module in self._linear if is_faster_frozen(module.weight)),
+            *self._activations,
+        ]
+        for module, forward in forwards:
             module.forward = forward
         try:
             yield
         finally:
-            for module, _ in self._forwards:
+            for module, _ in forwards:
                 vars(module).pop("forward", None)
 
 

@@ -45,6 +45,11 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transpo
     return frozen_linear_reference(x, weight, bias, transposed)
 
 
+def is_faster_frozen(weight: Tensor) -> bool:
+    """Whether :func:`frozen_linear` has a way of its own for this weight; elsewhere it is ``F.linear``."""
+    return takes_frozen_linear(weight, weight)
+
+
 def check_frozen_weight(weight: Tensor, bias: Tensor | None) -> None:
     """Refuse weights that would want a gradient here and not get one.
 

@@ -50,10 +50,11 @@ class EvaluationTotals:
 
     def add(self, prompt: int, loss: BatchLoss) -> None:
         """Add a batch."""
-        self._is_classification |= loss.num_correct is not None
         self.sums[prompt, 0] += loss.total.double()
         self.sums[prompt, 1] += loss.num_items
-        self.sums[prompt, 2] += loss.num_correct or 0
+        if loss.num_correct is not None:
+            self._is_classification = True
+            self.sums[prompt, 2] += loss.num_correct
 
     def metrics(self, sums: Tensor, prefix: str) -> dict[str, float]:
         """``{prefix}_loss`` in nats per item and, for a classification, ``{prefix}_accuracy``, over everything; for

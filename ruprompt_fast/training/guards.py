@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from ruprompt_fast.errors import FrozenWeightsError, SettingError
 from ruprompt_fast.precision import are_finite
 
+_OF_FLOAT16 = (
+    ", and float16 ends at 65,504: if this happens in the first steps, the model's own numbers lie beyond it; then load "
+    "it in float32, or in bfloat16 where the card has it"
+)
+
 
 def check_frozen(named_parameters: Iterable[tuple[str, nn.Parameter]], trained: Mapping[str, nn.Parameter]) -> None:
     """Check that only the prompts train. Looks at flags only, so it costs microseconds for every hundred weights.
@@ -160,7 +165,8 @@ class StepGuard:
         """
         check_frozen(model.named_parameters(), self._trained)
         if not math.isfinite(loss):
-            return f"the loss is {loss}"
+            is_float16 = may_overflow or any(one.dtype is torch.float16 for one in model.parameters())
+            return f"the loss is {loss}{_OF_FLOAT16 if is_float16 else ''}"
         if not may_overflow and not are_finite(parameter.grad for parameter in self._trained.values()):
             return "a gradient of the prompt holds NaN or infinity"
         if self._divergence.observe(loss):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,29 +23,30 @@ class BatchLoss:
     Attributes:
         total: the summed loss in nats, a float32 scalar with its graph.
         num_items: what it is a sum over: generated tokens, or classified examples.
-        num_correct: classification: how many examples have the right label first; else None.
+        num_correct: classification: how many examples have the right label first, a scalar; else None.
     """
 
     total: Tensor
     num_items: int
-    num_correct: int | None = None
+    num_correct: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(TypedDict):
     """Which generated tokens belong to which label word, for a batch of classified examples.
+
+    A dictionary, so that its tensors move to a device with the batch's.
 
     Attributes:
         num_candidates: label words of every example.
-        candidate_of: for every generated token the index of its label word, counted through the batch.
-        golds: for every example the index of its right class.
+        candidate_of: int64 [generated tokens], the index of each one's label word, counted through the batch.
+        golds: int64 [examples], the index of each one's right class.
         class_of: for every label word of an example the index of its class; None where each is a class of its own.
     """
 
     num_candidates: int
-    candidate_of: tuple[int, ...]
-    golds: tuple[int, ...]
-    class_of: tuple[int, ...] | None = None
+    candidate_of: Tensor
+    golds: Tensor
+    class_of: tuple[int, ...] | None
 
 
 def choices_of(examples: Sequence[Example]) -> Choices | None:
@@ -54,8 +55,12 @@ def choices_of(examples: Sequence[Example]) -> Choices | None:
         return None
     class_of = tuple(examples[0]["class_of"])
     words = [word for example in examples for word in example["candidates"]]
-    candidate_of = tuple(index for index, word in enumerate(words) for _ in word)
-    return Choices(len(class_of), candidate_of, tuple(example["gold"] for example in examples), class_of)
+    return Choices(
+        num_candidates=len(class_of),
+        candidate_of=torch.tensor([index for index, word in enumerate(words) for _ in word]),
+        golds=torch.tensor([example["gold"] for example in examples]),
+        class_of=class_of,
+    )
 
 
 def batch_loss(logprobs: Tensor, choices: Choices | None) -> BatchLoss:
@@ -78,13 +83,11 @@ def batch_loss(logprobs: Tensor, choices: Choices | None) -> BatchLoss:
     """
     if choices is None:
         return BatchLoss(-logprobs.sum(), len(logprobs))
-    num_examples = len(choices.golds)
-    index = torch.tensor(choices.candidate_of, device=logprobs.device)
-    scores = logprobs.new_zeros(num_examples * choices.num_candidates).index_add(0, index, logprobs)
-    scores = class_scores(scores.view(num_examples, choices.num_candidates), choices.class_of)
-    golds = torch.tensor(choices.golds, device=logprobs.device)
+    golds, num_candidates = choices["golds"], choices["num_candidates"]
+    scores = logprobs.new_zeros(len(golds) * num_candidates).index_add(0, choices["candidate_of"], logprobs)
+    scores = class_scores(scores.view(len(golds), num_candidates), choices["class_of"])
     total = F.cross_entropy(scores, golds, reduction="sum")
-    return BatchLoss(total, num_examples, int((scores.argmax(-1) == golds).sum()))
+    return BatchLoss(total, len(golds), (scores.argmax(-1) == golds).sum())
 
 
 def target_logprobs(
@@ -118,8 +121,9 @@ def target_logprobs(
     return out
 
 
-# 256 rows of 50,000 numbers take 51 MB; every chunk reads the weight twice.
-_CHUNK = 256
+# Every chunk reads the weight twice; 256 rows of 50,000 float32 numbers take 51 MB, and up to three such matrices are
+# there at once. A GPU's matrices need more rows to be fast.
+_CHUNK, _CHUNK_ON_CUDA = 256, 1024
 _ROWS_MULTIPLE = 32
 
 
@@ -130,12 +134,12 @@ class _OutputLogprobs(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = torch.empty(len(targets), dtype=_at_least_float32(inputs.dtype), device=inputs.device)
         gradient = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets), _CHUNK):
-            rows = slice(start, min(start + _CHUNK, len(targets)))
-            num_rows = rows.stop - start
-            # Few shapes, for what oneDNN keeps of each.
-            padded = F.pad(inputs[rows], (0, 0, 0, -num_rows % _ROWS_MULTIPLE))
-            logprobs = frozen_linear(padded, weight, bias).to(out.dtype).log_softmax(-1)
+        for rows in _chunks(len(targets), _CHUNK_ON_CUDA if inputs.is_cuda else _CHUNK):
+            num_rows = rows.stop - rows.start
+            padded = inputs[rows]
+            if not inputs.is_cuda:  # few shapes, for what oneDNN keeps of each
+                padded = F.pad(padded, (0, 0, 0, -num_rows % _ROWS_MULTIPLE))
+            logprobs = _logits(padded, weight, bias, out.dtype).log_softmax(-1)
             out[rows] = _chosen(logprobs[:num_rows], targets[rows])
             if gradient is not None:
                 mean = frozen_linear(logprobs.exp_().to(weight.dtype), weight, transposed=True)
@@ -147,6 +151,21 @@ class _OutputLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None
+
+
+def _chunks(num_rows: int, most: int) -> Iterator[slice]:
+    """Chunks of at most so many rows, of nearly one size."""
+    num_chunks = -(-num_rows // most)
+    for index in range(num_chunks):
+        yield slice(index * num_rows // num_chunks, (index + 1) * num_rows // num_chunks)
+
+
+def _logits(inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The output layer in ``dtype``; from half precision without rounding in between, where torch can (CUDA, 2.8)."""
+    if inputs.is_cuda and weight.dtype is not dtype and hasattr(torch.ops.aten.mm, "dtype"):
+        logits: Tensor = torch.ops.aten.mm.dtype(inputs, weight.t(), dtype)
+        return logits if bias is None else logits.add_(bias)
+    return frozen_linear(inputs, weight, bias).to(dtype)
 
 
 def _chosen(logprobs: Tensor, targets: Tensor) -> Tensor:

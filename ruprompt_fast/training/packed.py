@@ -22,14 +22,15 @@ from ruprompt_fast.training.examples import Example
 from ruprompt_fast.training.losses import BatchLoss, batch_loss, choices_of, target_logprobs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from ruprompt_fast.ops.shared_prefix_attention import KeysValues
 
 
 # oneDNN keeps what it compiles for every shape, up to 1,024 of them: with every batch of another size that was 800 MB
-# after 200 steps of a model of 28 MB. Half of this many tokens are wasted on average.
-_TOKENS_MULTIPLE = 32
+# after 200 steps of a model of 28 MB. Half of this many tokens are wasted on average. Tensor cores want 8.
+_TOKENS_MULTIPLE = {"cpu": 32}
+_TOKENS_MULTIPLE_ELSEWHERE = 8
 _PADDING = 0  # any id that the model has
 
 
@@ -52,12 +53,14 @@ class PackedRunner:
         self._switch = AttentionSwitch(model)
         self._layers = FrozenLayers(model)
         self._output = OutputLayer(model)
+        self._config = model.config.get_text_config()
+        self._tokens_multiple = _TOKENS_MULTIPLE.get(model.device.type, _TOKENS_MULTIPLE_ELSEWHERE)
         self._deep_providers = list(deep_providers)
 
     @contextmanager
     def routing(self) -> Iterator[None]:
         """See :meth:`Runner.routing`."""
-        with self._switch.ours(), self._layers.fast(), self._output.left_out():
+        with self._switch.ours(), self._layers.fast(), self._output.left_out(), _without_padding(self._config):
             yield
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class PackedRunner:
             pack.add_prefix(example)
         for example in ordered:
             pack.add(example)
-        pack.pad()
+        pack.pad(self._tokens_multiple)
         choices = choices_of(ordered)
         return {
             "input_ids": torch.tensor([pack.input_ids]),
@@ -91,17 +94,29 @@ class PackedRunner:
         """See :meth:`Runner.loss`; :meth:`routing` must be active."""
         providers: Any = self._deep_providers
         deep = [providers[prompt].keys_values() for prompt in batch["deep_prompts"]]
+        attending = _SharedPrefixAttending(batch["sequences"], deep)
         output = model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             use_cache=False,
             logits_to_keep=batch["logits_at"],
-            attending=_SharedPrefixAttending(batch["sequences"], deep),
+            attending=attending,
         )
-        linear = self._output.linear
-        weight, bias = (None, None) if linear is None else (linear.weight, linear.bias)
+        weight, bias = self._output_weights(attending.dtype)
         logprobs = target_logprobs(output.logits.squeeze(0), batch["targets"], weight, bias)
         return batch_loss(logprobs, batch["choices"])
+
+    def _output_weights(self, dtype: torch.dtype | None) -> tuple[Tensor | None, Tensor | None]:
+        """The output layer's weight and bias; on a GPU in the dtype of the layers before it.
+
+        Under autocast that is half precision, of which the loss, computed outside of it, would know nothing.
+        """
+        linear = self._output.linear
+        if linear is None:
+            return None, None
+        if dtype is None or not linear.weight.is_cuda:
+            return linear.weight, linear.bias
+        return linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype)
 
     def _num_deep_rows(self, prompt: int) -> int | None:
         provider = self._deep_providers[prompt] if self._deep_providers else None
@@ -150,9 +165,9 @@ class _Pack:
             if label != IGNORED_LABEL:
                 self._add_target(example, start, position - 1, label)
 
-    def pad(self) -> None:
-        """Fill up with a sequence that nobody looks at."""
-        self._add_sequence([_PADDING] * (-len(self.input_ids) % _TOKENS_MULTIPLE), 0, NO_PREFIX)
+    def pad(self, multiple: int) -> None:
+        """Fill up to a multiple of so many tokens with a sequence that nobody looks at."""
+        self._add_sequence([_PADDING] * (-len(self.input_ids) % multiple), 0, NO_PREFIX)
 
     def sequences(self) -> PackedSequences:
         """Who attends to whom; the prefixes with ids come first."""
@@ -209,11 +224,15 @@ class _SharedPrefixAttending:
     Args:
         sequences: how the tokens are packed.
         deep: keys and values of the prefixes that are not computed, by prefix and layer.
+
+    Attributes:
+        dtype: what the layers have computed their attention in; None before the first.
     """
 
     def __init__(self, sequences: PackedSequences, deep: Sequence[Sequence[KeysValues]]) -> None:
         self._sequences = sequences
         self._deep = deep
+        self.dtype: torch.dtype | None = None
 
     def attend(self, call: AttentionCall) -> Tensor:
         refuse_position_bias(call)
@@ -221,6 +240,7 @@ class _SharedPrefixAttending:
         device = query.device.type
         if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32, values are not
             query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
+        self.dtype = query.dtype
         deep = [keys_values[call.layer] for keys_values in self._deep]
         return shared_prefix_attention(
             query,
@@ -232,3 +252,17 @@ class _SharedPrefixAttending:
             sliding_window=call.sliding_window,
             softcap=call.softcap,
         )
+
+
+@contextmanager
+def _without_padding(config: PretrainedConfig) -> Iterator[None]:
+    """Within the block transformers does not ask whether a packed batch has padding, which waits for the device."""
+    before = getattr(config, "pad_token_id", None)
+    if before is None:
+        yield
+        return
+    config.pad_token_id = None
+    try:
+        yield
+    finally:
+        config.pad_token_id = before

@@ -149,15 +149,17 @@ class PromptTrainer(PromptSavingTrainer):
         Every member of an ensemble has a loss of its own over the same items.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_items = torch.tensor(sum(batch["num_items"] for batch in batches) / self._num_members, device=device)
-        return batches, self._over_processes(num_items, "sum")
+        num_items = sum(batch["num_items"] for batch in batches) / self._num_members
+        if self.args.world_size == 1:
+            return batches, num_items  # a number of the host's: a tensor would have to get to the device
+        return batches, self._over_processes(torch.tensor(num_items, device=device), "sum")
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: Mapping[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
     ) -> Any:
         """A batch's share of the mean loss, in nats.
 
@@ -175,7 +177,7 @@ class PromptTrainer(PromptSavingTrainer):
         return (loss, result) if return_outputs else loss
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
     ) -> Tensor:
         """One forward and backward; the last one of a step checks loss, gradients and frozen weights.
 
@@ -186,7 +188,7 @@ class PromptTrainer(PromptSavingTrainer):
         """
         self.guard.begin_step(self.state.global_step)
         with self._team.working(), self.runner.routing():
-            loss = super().training_step(model, inputs, num_items_in_batch) / self._num_members
+            loss = super().training_step(model, inputs, cast(Any, num_items_in_batch)) / self._num_members
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             step_loss, self._step_loss = self._over_processes(self._step_loss, "mean"), 0.0
@@ -279,8 +281,9 @@ class PromptTrainer(PromptSavingTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         self.accelerator.unscale_gradients()
-        norms = [clip_grad_norm_(one.provider.parameters(), self.args.max_grad_norm).cpu() for one in self.prompts]
-        return cast(Tensor, torch.stack(norms).norm())
+        norms = [clip_grad_norm_(one.provider.parameters(), self.args.max_grad_norm) for one in self.prompts]
+        # That of a prompt without gradients, of which the batch has no example, is a 0 on the CPU.
+        return cast(Tensor, torch.stack([norm.to(self.args.device, non_blocking=True) for norm in norms]).norm())
 
     def _check_clipping(self) -> None:
         if len(self.prompts) > 1 and self.args.max_grad_norm > 0 and not hasattr(Trainer, "_clip_grad_norm"):

@@ -55,10 +55,21 @@ def test_text_is_summed() -> None:
     assert (float(loss.total), loss.num_items, loss.num_correct) == (3.5, 2, None)
 
 
+def choices_among(
+    candidate_of: list[int], golds: list[int], class_of: tuple[int, ...] | None, num_candidates: int
+) -> Choices:
+    return Choices(
+        num_candidates=num_candidates,
+        candidate_of=torch.tensor(candidate_of),
+        golds=torch.tensor(golds),
+        class_of=class_of,
+    )
+
+
 def test_classes_are_compared_by_their_words() -> None:
     # Two samples with two label words, of one token and of two.
     logprobs = torch.tensor([-1.0, -0.5, -2.0, -3.0, -0.1, -0.2])
-    choices = Choices(2, (0, 1, 1, 2, 3, 3), golds=(0, 0))
+    choices = choices_among([0, 1, 1, 2, 3, 3], golds=[0, 0], class_of=None, num_candidates=2)
     scores = torch.tensor([[-1.0, -2.5], [-3.0, -0.3]])
     loss = batch_loss(logprobs, choices)
     assert loss.total.item() == pytest.approx(F.cross_entropy(scores, torch.tensor([0, 0]), reduction="sum").item())
@@ -68,7 +79,7 @@ def test_classes_are_compared_by_their_words() -> None:
 def test_the_words_of_a_class_add_up() -> None:
     # Two samples, two classes: the first with two words, the second with one of two tokens.
     logprobs = torch.tensor([-1.0, -2.0, -0.5, -0.5, -3.0, -1.0, -0.1, -0.2]).requires_grad_()
-    choices = Choices(3, (0, 1, 2, 2, 3, 4, 5, 5), golds=(0, 1), class_of=(0, 0, 1))
+    choices = choices_among([0, 1, 2, 2, 3, 4, 5, 5], golds=[0, 1], class_of=(0, 0, 1), num_candidates=3)
     probabilities = torch.tensor([[-1.0, -2.0, -1.0], [-3.0, -1.0, -0.3]]).exp()
     first = (probabilities[0, 0] + probabilities[0, 1]) / probabilities[0].sum()
     second = probabilities[1, 2] / probabilities[1].sum()

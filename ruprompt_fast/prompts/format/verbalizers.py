@@ -72,12 +72,10 @@ def class_scores(word_scores: Tensor, class_of: Sequence[int] | None) -> Tensor:
         return word_scores
     import torch  # a task is described without it
 
-    columns: list[list[int]] = [[] for _ in range(max(class_of) + 1)]
-    for word, index in enumerate(class_of):
-        columns[index].append(word)
-    if len(columns) == len(class_of):
+    num_words = [class_of.count(index) for index in range(max(class_of) + 1)]
+    if len(num_words) == len(class_of):
         return word_scores
-    return torch.stack([word_scores[..., column].logsumexp(-1) for column in columns], -1)
+    return torch.stack([scores.logsumexp(-1) for scores in word_scores.split(num_words, -1)], -1)
 
 
 def _words_of(name: Any, given: Any) -> list[str]:
