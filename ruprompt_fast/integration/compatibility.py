@@ -40,16 +40,17 @@ def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> 
     if dtype not in _RELATIVE_ERROR:
         raise UnsupportedModelError(f"the engine computes in float32, bfloat16 or float16; the model is {dtype}.")
     total = sum(_SEQUENCE_LENS)
-    input_ids = torch.arange(3, 3 + 7 * total, 7) % min(table_size, _vocab_size(model))
-    sequences = input_ids.to(embedding.weight.device).split(list(_SEQUENCE_LENS))
-    recorder = _Recorder()
+    device = embedding.weight.device
+    input_ids = torch.arange(3, 3 + 7 * total, 7, device=device) % min(table_size, _vocab_size(model))
+    sequences = input_ids.split(list(_SEQUENCE_LENS))
+    recorder = _Recorder(device)
     rows = embedding.weight.new_empty((0, embedding.row_width))
     with torch.inference_mode(), embedding.rows_for_call(rows):
         try:
-            expected = torch.cat([_logits(model, ids, torch.arange(len(ids))) for ids in sequences])
+            expected = torch.cat([_logits(model, ids, torch.arange(len(ids), device=device)) for ids in sequences])
         except Exception as error:  # any error of a model's own forward; generate may know how to call it
             raise UnsupportedModelError(f"{type(model).__name__} does not run by itself: {described(error)}") from error
-        positions = torch.cat([torch.arange(length) for length in _SEQUENCE_LENS])
+        positions = torch.cat([torch.arange(length, device=device) for length in _SEQUENCE_LENS])
         with AttentionSwitch(model).ours():
             try:
                 actual = _logits(model, torch.cat(sequences), positions, attending=recorder)
@@ -59,6 +60,8 @@ def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> 
                     f"({type(error).__name__}: {error})"
                 ) from error
     _check_layers(model, recorder)
+    if dtype is torch.float16:
+        _check_range(model, recorder, expected, actual)
     distance = (actual.double() - expected.double()).norm() / expected.double().norm()
     if not distance <= _RELATIVE_ERROR[dtype]:
         raise UnsupportedModelError(
@@ -118,22 +121,39 @@ def _check_layers(model: PreTrainedModel, recorder: _Recorder) -> None:
             )
 
 
+def _check_range(model: PreTrainedModel, recorder: _Recorder, *logits: Tensor) -> None:
+    """Raises :class:`UnsupportedModelError` if a model's numbers are too large for float16."""
+    if bool(torch.stack([recorder.is_finite, *(torch.isfinite(each).all() for each in logits)]).all()):
+        return
+    largest = torch.finfo(torch.float16).max
+    raise UnsupportedModelError(
+        f"{type(model).__name__} overflows in float16, which ends at {largest:.0f}: on two short sequences it computes "
+        "NaN or infinity. Load it in float32 (dtype=torch.float32), or in bfloat16 on a GPU from sm_80 on."
+    )
+
+
 def _vocab_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
 def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, **extra: Any) -> Tensor:
     run: Any = model
-    positions = positions.to(input_ids.device)
     return run(input_ids=input_ids[None], position_ids=positions[None], use_cache=False, **extra).logits[0]  # type: ignore[no-any-return]
 
 
 class _Recorder:
-    """Plain attention over the check's packed sequences; records what every layer asks for."""
+    """Plain attention over the check's packed sequences; records what every layer asks for.
 
-    def __init__(self) -> None:
+    Args:
+        device: the model's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.shapes: dict[int, KVShape] = {}
         self.windows: dict[int, int | None] = {}
+        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._device = device
+        self._visible: dict[int | None, Tensor] = {}
 
     def attend(self, call: AttentionCall) -> Tensor:
         refuse_position_bias(call)
@@ -142,13 +162,21 @@ class _Recorder:
             raise AttentionError(f"layer {layer} attends more than once, and has one place for keys and values.")
         self.shapes[layer] = KVShape(1, key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = call.sliding_window
+        for part in (query, key, value):
+            self.is_finite &= torch.isfinite(part).all()
         heads_per_group = query.shape[1] // key.shape[1]
         key, value = (part.float().repeat_interleave(heads_per_group, 1) for part in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query.float() * call.scaling, key)
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
-        scores = scores.masked_fill(~_visible(call.sliding_window).to(scores.device), -torch.inf)
+        scores = scores.masked_fill(~self._visible_in(call.sliding_window), -torch.inf)
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).to(query.dtype)
+
+    def _visible_in(self, sliding_window: int | None) -> Tensor:
+        """Which token sees which in a window, on the model's device; copied there once, not for every layer."""
+        if sliding_window not in self._visible:
+            self._visible[sliding_window] = _visible(sliding_window).to(self._device)
+        return self._visible[sliding_window]
 
 
 def _visible(sliding_window: int | None) -> Tensor:
