@@ -2,12 +2,14 @@
 # make test      the whole test suite
 # make lint      formatting, lint, types, the stub of the extension
 # make bench     timings against PyTorch, ruPrompts' algorithm, transformers, CTranslate2 and PEFT: a quarter of an hour
+# make gpu-check  what the CUDA engine does on this machine's card, in six minutes, with what is installed (docs/gpu.md)
 # make sanitize  the scheduler under a million random operations, with AddressSanitizer and UBSan
 # make attack    threads, signals, kills, hostile files and settings, for ten minutes (ATTACK_MINUTES=10)
 # make soak      random work on the engine from many threads, half an hour (SOAK_MINUTES=30): texts, pages and memory
 # make wheel     the wheel and the source distribution, in dist/
 #
-# Each sets up what it needs in .venv on its first run. PYTHON names the interpreter that the environment is made from.
+# Each but gpu-check sets up what it needs in .venv on its first run. PYTHON names the interpreter that the environment
+# is made from.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +21,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 PYTEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint bench sanitize attack soak wheel clean
+.PHONY: demo test lint bench gpu-check sanitize attack soak wheel clean
 
 demo: .make/package
 	$(BIN)/ruprompt-fast demo
@@ -36,6 +38,14 @@ lint: .make/dev
 
 bench: .make/bench
 	$(BIN)/pytest bench --benchmark-only
+
+# Installs nothing: .venv's interpreter if there is one, else PYTHON. STAGE=tests (or parity, speed, training), DEVICE=cpu
+# and OUT=FOLDER narrow it down, GPU_CHECK_FLAGS="--patience 3" gives slow cards time.
+GPU_CHECK_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
+
+gpu-check:
+	$(GPU_CHECK_PYTHON) -m bench.gpu_check $(addprefix --stage ,$(STAGE)) $(addprefix --device ,$(DEVICE)) \
+		$(addprefix --out ,$(OUT)) $(GPU_CHECK_FLAGS)
 
 # The scheduler's core knows neither Python nor torch, so the whole of it runs in a small program.
 SCHEDULER_CORE := $(wildcard csrc/scheduler/*.cc)
@@ -65,6 +75,7 @@ wheel: .make/dev
 
 clean:
 	rm -rf .make build dist *.egg-info ruprompt_fast/*.so
+	rm -f ruprompt_fast/kernels
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

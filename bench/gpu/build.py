@@ -1,4 +1,4 @@
-"""Builds what the checkout needs to run from its root, in place: nothing is installed."""
+"""Stage ``build``: what the checkout needs to run from its root, in place; nothing is installed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu.measurement import ROOT, Record
+from gpu.measurement import ROOT, Measurement, Record, Setting
 
 PACKAGE = ROOT / "ruprompt_fast"
 KERNELS = PACKAGE / "kernels"
+
+
+def measurements(setting: Setting) -> list[Measurement]:
+    """The stage."""
+    return [Measurement("build in place", build, 60.0)]
 
 
 def build(record: Record) -> None:

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Stage ``machine``: what the figures are measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu.measurement import ROOT
+from gpu.measurement import ROOT, Measurement, Setting
 
 PACKAGES = (
     "torch",
@@ -28,8 +28,17 @@ PACKAGES = (
 )
 
 
+def measurements(setting: Setting) -> list[Measurement]:
+    """The stage."""
+    return [Measurement("machine", lambda record: record(describe_machine(setting.device)))]
+
+
 def describe_machine(device: str) -> dict[str, Any]:
-    """Card, driver, versions and commit; of what cannot be read, the reason."""
+    """Card, driver, versions and commit; of what cannot be read, the reason.
+
+    Raises:
+        RuntimeError: torch sees no card, and one was asked for.
+    """
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "card": _card() if device == "cuda" else None,
@@ -46,6 +55,11 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _card() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"torch {torch.__version__} sees no CUDA card here (docs/gpu.md says which wheel a card needs); "
+            "DEVICE=cpu, or --device cpu, rehearses the check"
+        )
     properties = torch.cuda.get_device_properties(0)
     return {
         "name": properties.name,
@@ -64,7 +78,7 @@ def _version(package: str) -> str:
 
 
 def _output(command: list[str]) -> str:
-    """The last output line's command line tools give; of one that is not there or fails, its complaint."""
+    """What a command prints; of one that is not there or fails, the reason."""
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:

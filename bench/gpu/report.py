@@ -25,7 +25,10 @@ def write_report(
         setting: what is checked.
         machine: what it is checked on.
         stages: the measurements of each stage that has begun.
-        seconds: what each stage took.
+        seconds: what each stage took that has ended.
+
+    Returns:
+        The report.
     """
     report = {
         "machine": machine,
@@ -68,6 +71,8 @@ def print_report(report: dict[str, Any], path: Path) -> None:
 def _figures(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for stage, entries in report["stages"].items():
         for entry in entries:
+            if stage == "machine" and not entry["error"]:
+                continue  # it has a place of its own
             name, status = entry["name"], entry["status"]
             if entry["error"]:
                 yield stage, name, status, "", _shown(entry["error"].strip().splitlines()[-1])

@@ -7,10 +7,8 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from gpu.measurement import ROOT, Figures, Measurement, NotHere, Setting
 from gpu.stage_file import StageFile
@@ -50,6 +48,8 @@ def _measure(measurement: Measurement, setting: Setting, file: StageFile) -> Non
 
 def _context_works() -> bool:
     """Whether the device still computes: an illegal access or a trap ends a process' CUDA context for good."""
+    import torch  # takes seconds, and only a card's stages need it here
+
     try:
         torch.cuda.synchronize()
         return bool(torch.ones(2, device="cuda").sum().item() == 2)
@@ -57,7 +57,9 @@ def _context_works() -> bool:
         return False
 
 
-def run_stage(command: Sequence[str], environment: dict[str, str], file: StageFile, limit_s: float) -> bool:
+def run_stage(
+    command: Sequence[str], environment: dict[str, str], file: StageFile, limit_s: float, on_change: Callable[[], None]
+) -> None:
     """Have processes run a stage until all of it was measured or its time is over.
 
     Args:
@@ -65,39 +67,35 @@ def run_stage(command: Sequence[str], environment: dict[str, str], file: StageFi
         environment: its environment.
         file: the stage's file.
         limit_s: seconds for all of it.
-
-    Returns:
-        Whether the stage came to its end.
+        on_change: called after the file has changed.
     """
     deadline = time.monotonic() + limit_s
-    log_path = file.path.with_suffix(".log")
-    log_path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file.reload()
         begun = len(file.measurements)
-        with log_path.open("ab") as log:
+        with file.log.open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-            why = _watch(process, file, deadline)
+            why = _watch(process, file, deadline, on_change)
         file.reload()
         if (entry := file.running) is not None:
-            file.end(entry, "failed", f"{why}; {log_path.name} has its output")
-        if process.returncode == 0:
-            return True
-        if time.monotonic() >= deadline:
-            return False
-        if len(file.measurements) == begun:  # it does not even get as far as the next measurement
-            file.end(file.begin("start", 0.0), "failed", f"{why}: {_tail(log_path.read_text(errors='replace'))}")
-            return False
+            file.end(entry, "failed", f"{why}\n{file.log_tail()}")
+        elif process.returncode != 0 and len(file.measurements) == begun:
+            # It does not even get as far as the next measurement.
+            file.end(file.begin("start", 0.0), "failed", f"{file.log_tail()}\n{why}")
+            deadline = 0.0
+        on_change()
+        if process.returncode == 0 or time.monotonic() >= deadline:
+            return
 
 
-def _watch(process: subprocess.Popen[bytes], file: StageFile, deadline: float) -> str:
+def _watch(process: subprocess.Popen[bytes], file: StageFile, deadline: float, on_change: Callable[[], None]) -> str:
     """Wait for a process, or end it when a limit is over; returns how it ended."""
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            file.reload()
+            if file.reload():
+                on_change()
             entry = file.running
             if time.monotonic() >= deadline:
                 return "cut off: the stage's time is over"
@@ -108,7 +106,3 @@ def _watch(process: subprocess.Popen[bytes], file: StageFile, deadline: float) -
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
         process.wait()
-
-
-def _tail(text: str, lines: int = 12) -> str:
-    return "\n".join(text.strip().splitlines()[-lines:])

@@ -20,21 +20,32 @@ class StageFile:
 
     Args:
         path: the file.
-        fresh: whether to begin with none, whatever is there.
+
+    Attributes:
+        path: the file.
+        log: what the processes print goes there.
+        measurements: the entries.
     """
 
-    def __init__(self, path: Path, fresh: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
+        self.log = path.with_suffix(".log")
         self.measurements: list[dict[str, Any]] = []
-        if fresh:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".log").unlink(missing_ok=True)
+        self._read_at = 0
         self.reload()
 
-    def reload(self) -> None:
-        """Read what another process has written; nothing if there is no file yet."""
-        if self.path.exists():
-            self.measurements = json.loads(self.path.read_text(encoding="utf-8"))
+    def reload(self) -> bool:
+        """Read what another process has written; returns whether there was something new."""
+        written_at = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        if written_at == self._read_at:
+            return False
+        self._read_at = written_at
+        self.measurements = json.loads(self.path.read_text(encoding="utf-8"))
+        return True
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines that the processes have printed."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def begin(self, name: str, limit_s: float) -> dict[str, Any]:
         """A new entry that runs."""
