@@ -120,7 +120,8 @@ def attend(
 ):
     """Rows ``query`` ``[ROWS, BLOCK_D]`` over the tokens ``begin .. end - 1``; row r sees ``first[r] .. stop[r] - 1``.
 
-    ``scaling`` and ``softcap`` are those of scores in units of log 2: multiplied by ``LOG2_E``.
+    No ``stop`` is above ``end``. ``scaling`` and ``softcap`` are those of scores in units of log 2: multiplied by
+    ``LOG2_E``.
 
     Returns:
         The sum of the values weighted by ``2 ** (score - maximum)`` ``[ROWS, BLOCK_V]``, the maxima, the sums of the

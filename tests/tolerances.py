@@ -21,6 +21,9 @@ RELATIVE_ERROR = {
 # approximate to a few units in the last place of float32.
 PRODUCT_ERROR = {**RELATIVE_ERROR, torch.float32: 2e-6}
 
+# The same under Triton's interpreter, which cuts off what bfloat16 does not hold where a card rounds.
+INTERPRETED_ERROR = {**PRODUCT_ERROR, torch.bfloat16: 2**-7}
+
 
 def relative_error(actual: Tensor, expected: Tensor, summed: Tensor | None = None) -> float:
     """``|actual - expected| / |summed|`` in float64; zero where both are empty or zero.

@@ -23,6 +23,7 @@ from ruprompt_fast.ops.page_copies import copy_pages_at_once, copy_pages_at_once
 from ruprompt_fast.ops.paged_attention import AttentionPlan, paged_attention, paged_attention_reference
 from ruprompt_fast.ops.paged_decode import paged_decode, paged_decode_reference
 from ruprompt_fast.ops.paged_prefill import HostLens, paged_prefill, paged_prefill_reference
+from ruprompt_fast.ops.prefix_decode import prefix_decode, prefix_decode_reference
 from ruprompt_fast.ops.sample import (
     NUM_BANNED,
     SETTINGS_WORDS,
@@ -70,6 +71,8 @@ __all__ = [
     "paged_decode_reference",
     "paged_prefill",
     "paged_prefill_reference",
+    "prefix_decode",
+    "prefix_decode_reference",
     "release_memory",
     "resolve_markers",
     "resolve_markers_reference",

@@ -9,7 +9,7 @@ import torch
 from ops.attention_cases import Heads, Row
 from ops.decode_cases import BORDERS, DTYPES
 from ops.prefill_cases import PrefillCase, make_prefill_case
-from tolerances import PRODUCT_ERROR, assert_close
+from tolerances import INTERPRETED_ERROR, assert_close
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
@@ -27,7 +27,7 @@ MIXED = [Row(19, 19), Row(70, 9), Row(40, 1), Row(0, 0), Row(33, 33), Row(5, 5)]
 
 def check(case: PrefillCase, card: Card = V100, **settings: float) -> None:
     expected = case.run(paged_prefill_reference, **settings)
-    assert_close(case.run(paged_prefill_cuda, card=card, **settings), expected, PRODUCT_ERROR)
+    assert_close(case.run(paged_prefill_cuda, card=card, **settings), expected, INTERPRETED_ERROR)
 
 
 @CARDS
@@ -114,7 +114,7 @@ def test_gathered(monkeypatch: pytest.MonkeyPatch, shape: Heads, most_tokens: in
     monkeypatch.setattr(gathered, "MOST_GATHERED_BYTES", most_tokens * bytes_of_token)
     stand_in = VarlenKernel("attention", False, attend, attend)
     actual = case.run(gathered.gathered_prefill, case.host_lens, stand_in)
-    assert_close(actual, case.run(paged_prefill_reference), PRODUCT_ERROR)
+    assert_close(actual, case.run(paged_prefill_reference), INTERPRETED_ERROR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
