@@ -39,7 +39,7 @@ _LOWEST = tl.constexpr(float(torch.finfo(torch.float32).min))
 # The search for the limit of top-p ends when this share of the probability is open, which is the chance that a draw
 # falls there and the host decides. A log-probability needs to know it better.
 _OPEN = tl.constexpr(2.0**-13)
-_OPEN_FOR_LOGPROB = tl.constexpr(2.0**-16)
+_OPEN_FOR_LOGPROB = tl.constexpr(2.0**-17)
 
 
 @triton.jit

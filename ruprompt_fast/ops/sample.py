@@ -10,17 +10,19 @@ from torch import Tensor
 from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops._checks import DTYPE_NAMES, runs_kernels
 
-# The order of floats is only trusted where it is wider than the error of both sides.
-# Shares of the probability: a kernel adds up to 76 float32 in a row (64 a lane, then a tree), each off by 2**-24, of
-# exponentials that are off by 1e-6, as their argument is rounded; NumPy's are off by 3e-7. That is at most 5.6e-6.
-MASS_BAND = 2.0**-17
-# Logarithms: where a race is won, a depth below the largest score is at most 26 and rounded to 1e-6, the exponential
-# variate's logarithm is off by 5e-6 (lg2.approx, 2**-22 of at most 33) and by 4e-6 of the variate's own error. Two of
-# these are compared: at most 2e-5.
+# The order of floats is trusted only where they lie further apart than both sides' errors.
+# Shares of the probability: the weights are off by 3e-7 (an exponential of 2**-22, its argument rounded) and NumPy's by
+# 2e-7; a kernel's sums over 50,257 are 13 additions in each of 4096 lanes and 12 of a tree, at most 1.5e-6 off. The
+# share is a quotient of two such sums: at most 4e-6, if all errors had one sign.
+MASS_BAND = 2.0**-18
+# Logarithms: where a draw is won, a score is at most 26 below the largest, which is rounded to 1e-6. The logarithm of
+# the exponential variate is off by 6e-6 (2**-22 of at most 23) and by 4e-6 of the variate's own error. Two of these are
+# compared: at most 2.2e-5.
 RACE_BAND = 2.0**-13
-# The limit of min-p is a depth of at most 104, where a float32 is rounded to 4e-6.
+# The limit of min-p is a depth of at most 70, where a float32 is rounded to 4e-6, and the host's exponential is off by
+# 2e-7 of it.
 DEPTH_BAND = 2.0**-16
-# A log-probability may be off by half of this.
+# A log-probability may be off by half of this, by what the filters keep or not.
 LOGPROB_BAND = 2.0**-15
 
 _LOWEST = torch.finfo(torch.float32).min

@@ -22,6 +22,7 @@ from ops.compiled import (  # noqa: E402
 from triton.compiler import CompiledKernel  # noqa: E402
 
 from ruprompt_fast.kernels import sample as kernels  # noqa: E402
+from ruprompt_fast.ops.sample import DEPTH_BAND, LOGPROB_BAND, MASS_BAND, RACE_BAND  # noqa: E402
 
 TYPES = {
     "logits_ptr": "*{dtype}",
@@ -38,7 +39,7 @@ TYPES = {
     "seen_stride": "i32",
     "scores_stride": "i32",
 }
-BANDS = {"MASS_BAND": 2.0**-17, "RACE_BAND": 2.0**-13, "DEPTH_BAND": 2.0**-16, "LOGPROB_BAND": 2.0**-15}
+BANDS = {"MASS_BAND": MASS_BAND, "RACE_BAND": RACE_BAND, "DEPTH_BAND": DEPTH_BAND, "LOGPROB_BAND": LOGPROB_BAND}
 # The columns of the scores are whole blocks; a vocabulary of 50257 has logits with a stride of 50264.
 ALIGNED = {"settings_stride", "scores_stride"}
 
@@ -49,12 +50,25 @@ def compile_sample(dtype: str, arch: int, multiple: int = 8, has_banned: bool = 
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_rows_of_halves_are_read_in_128_bit_pieces(arch: int, tmp_path: Path) -> None:
-    compiled = compile_sample("float16", arch)
+@pytest.mark.parametrize("dtype", TORCH_TO_TRITON)
+def test_rows_are_read_in_128_bit_pieces(dtype: str, arch: int, tmp_path: Path) -> None:
+    compiled = compile_sample(dtype, arch)
     assert {"ld.global.v4.b32", "st.global.v4.b32"} <= accesses(compiled)
-    assert "ld.global.b16" not in accesses(compiled)
+    assert not accesses(compiled) & {"ld.global.b16", "ld.global.b8", "st.global.b16"}
     assert stack_bytes(compiled, tmp_path) == 0
     assert shared_bytes(compiled) <= MOST_SHARED_BYTES
     assert not uses_tensor_cores(compiled)
-    divisions = re.findall(r"\bdiv\.\w+\.f32", compiled.asm["ptx"])
-    assert "div.rn.f32" in divisions
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows_at_any_stride_compile(arch: int, tmp_path: Path) -> None:
+    compiled = compile_sample("float16", arch, multiple=1, has_banned=False)
+    assert stack_bytes(compiled, tmp_path) == 0
+    assert "ld.global.b16" in accesses(compiled)
+
+
+def test_temperature_and_penalty_divide_exactly() -> None:
+    """For every score of a thread's eight one division each; what else divides is a rank."""
+    ptx = compile_sample("float16", 70).asm["ptx"]
+    assert len(re.findall(r"\bdiv\.rn\.f32", ptx)) == 16
+    assert "div.approx" not in ptx

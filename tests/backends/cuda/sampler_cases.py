@@ -88,8 +88,8 @@ class Step:
         seen = np.full((len(rows), sampler.seen_words), -1, dtype=np.int32)
         self.uses_seen = sampler.stage(rows, words, seen)
         last_ids = torch.tensor([0 if row is None else [*row.input_ids, *row.new_ids][-1] for row in rows])
-        tensors = (torch.from_numpy(words), torch.from_numpy(seen), last_ids.int())
-        self.result = sampler.launch(logits, *tensors).numpy()
+        tensors = [tensor.to(logits.device) for tensor in (torch.from_numpy(words), torch.from_numpy(seen), last_ids)]
+        self.result = sampler.launch(logits, *tensors).cpu().numpy()
         self.reads: list[torch.Size] = []
         self.chosen = sampler.finish(rows, self.result, logits, self._read)
 
@@ -100,7 +100,7 @@ class Step:
 
     def _read(self, tensor: torch.Tensor) -> torch.Tensor:
         self.reads.append(tensor.shape)
-        return tensor
+        return tensor.cpu()
 
 
 def check(
@@ -110,7 +110,7 @@ def check(
     vocab_size: int = VOCAB,
 ) -> Step:
     """A step; what it chooses is what the NumPy sampler chooses."""
-    step = Step(DeviceSampler(vocab_size, banned, CPU), rows, logits)
+    step = Step(DeviceSampler(vocab_size, banned, logits.device), rows, logits)
     assert len(step.reads) <= 1
     expected = Sampler(vocab_size, banned).sample(logits, rows)
     for found, wanted in zip(step.chosen, expected, strict=True):
