@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from ruprompt_fast.kernels.attention import LEAST, LOG2_E, attend, soft_capped
+from ruprompt_fast.kernels.attention import LEAST, LOG2_E, Tile, attend, soft_capped
 
 SPLIT = 256
 """Tokens of a part; its size does not depend on how long a row is, so neither does a row's rounding."""
@@ -16,24 +14,6 @@ SPLIT = 256
 # Parts that the sum reads at a time.
 MERGED_AT_ONCE = 16
 MERGE_WARPS = 4
-
-
-class Tile(NamedTuple):
-    """How a program is cut.
-
-    Attributes:
-        heads: query heads of one key head that a program computes, a power of two.
-        tokens: that it walks over at a time, a power of two.
-        warps: of 32 threads.
-        stages: of Triton's software pipeline.
-        dot: whether tensor cores multiply; else every product is an instruction, in float32.
-    """
-
-    heads: int
-    tokens: int
-    warps: int
-    stages: int = 1
-    dot: bool = False
 
 
 @triton.jit
@@ -252,7 +232,7 @@ def merge_kernel(partials_ptr, lse_ptr, out_ptr, parts, DIM: tl.constexpr, BLOCK
     tl.store(out_ptr + head * DIM + columns, result.to(out_ptr.dtype.element_ty), mask=columns < DIM)
 
 
-def tile_for(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
+def decode_tile(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
     """The tile for heads of this size, ``group`` of which share keys and values.
 
     Args:
@@ -264,11 +244,11 @@ def tile_for(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
     block = triton.next_power_of_2(max(head_dim, value_dim))
     # Up to four heads the loads take longer than the products; tensor cores compute no fewer than 16 heads.
     if fast_dot and group > _MOST_HEADS and block <= 256:
-        return Tile(heads=16, tokens=64 if block <= 128 else 32, warps=4, stages=3, dot=True)
+        return Tile(rows=16, keys=64 if block <= 128 else 32, warps=4, stages=3, dot=True)
     # 8192 sums are 32 registers in each of 256 threads. With more of them, no two programs fit into an old card's
     # multiprocessor, and with fewer tokens at a time a program waits for memory more often.
     heads = min(triton.next_power_of_2(group), _MOST_HEADS, max(512 // block, 1))
-    return Tile(heads=heads, tokens=min(max(8192 // (heads * block), 16), SPLIT), warps=8)
+    return Tile(rows=heads, keys=min(max(8192 // (heads * block), 16), SPLIT), warps=8)
 
 
 _MOST_HEADS = 4
@@ -306,7 +286,7 @@ def launch_decode(
     parts = num_parts(block_tables.shape[1], page_size)
     if rows == 0:
         return
-    paged_decode_kernel[(rows, kv_heads * triton.cdiv(group, tile.heads), parts)](
+    paged_decode_kernel[(rows, kv_heads * triton.cdiv(group, tile.rows), parts)](
         query,
         key_pages,
         value_pages,
@@ -335,8 +315,8 @@ def launch_decode(
         BLOCK_D=_block(head_dim, tile),
         BLOCK_V=_block(value_dim, tile),
         SPLIT=SPLIT,
-        HEADS=tile.heads,
-        TOKENS=tile.tokens,
+        HEADS=tile.rows,
+        TOKENS=tile.keys,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

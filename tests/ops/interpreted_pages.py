@@ -33,7 +33,7 @@ def new_tokens(tokens: int, kv_heads: int, head_dim: int, value_dim: int, dtype:
     )
 
 
-@pytest.mark.parametrize(("dtype", "index"), zip(DTYPES, [torch.int64, torch.int32, torch.int64], strict=True))
+@pytest.mark.parametrize(("dtype", "index"), [*zip(DTYPES, [torch.int64, torch.int32, torch.int64], strict=True)])
 @pytest.mark.parametrize("tokens", [0, 1, 15, 16, 17, 31, 32, 33])
 def test_a_run_of_slots(tokens: int, dtype: torch.dtype, index: torch.dtype) -> None:
     check_write(*new_tokens(tokens, 3, 8, 8, dtype), torch.arange(15, 15 + tokens, dtype=index), 3)

@@ -20,6 +20,7 @@ from ops.compiled import (  # noqa: E402
 from triton.compiler import CompiledKernel  # noqa: E402
 
 from ruprompt_fast.kernels import paged_decode as kernels  # noqa: E402
+from ruprompt_fast.kernels.attention import Tile  # noqa: E402
 from ruprompt_fast.ops.cuda.cards import Card  # noqa: E402
 
 TYPES = {
@@ -56,8 +57,8 @@ def has_fast_dot(arch: int, dtype: str) -> bool:
     return Card("", divmod(arch, 10)).has_fast_dot and dtype != "float32"
 
 
-def compile_decode(arch: int, dtype: str, group: int, dim: int, **options: bool) -> tuple[CompiledKernel, kernels.Tile]:
-    tile = kernels.tile_for(group, dim, dim, has_fast_dot(arch, dtype))
+def compile_decode(arch: int, dtype: str, group: int, dim: int, **options: bool) -> tuple[CompiledKernel, Tile]:
+    tile = kernels.decode_tile(group, dim, dim, has_fast_dot(arch, dtype))
     constants = {
         **dict.fromkeys(("FIRST", "WINDOW", "SOFTCAP"), False),
         **dict.fromkeys(("HEAD_DIM", "VALUE_DIM"), dim),
@@ -66,8 +67,8 @@ def compile_decode(arch: int, dtype: str, group: int, dim: int, **options: bool)
         "DOT": tile.dot,
         "PAGE": 16,
         "SPLIT": kernels.SPLIT,
-        "HEADS": tile.heads,
-        "TOKENS": tile.tokens,
+        "HEADS": tile.rows,
+        "TOKENS": tile.keys,
         **options,
     }
     types = dict(TYPES)
@@ -79,14 +80,14 @@ def compile_decode(arch: int, dtype: str, group: int, dim: int, **options: bool)
     return compiled, tile
 
 
-def check(compiled: CompiledKernel, tile: kernels.Tile, arch: int, dtype: str, dim: int, folder: Path) -> None:
+def check(compiled: CompiledKernel, tile: Tile, arch: int, dtype: str, dim: int, folder: Path) -> None:
     assert stack_bytes(compiled, folder) == 0
     assert shared_bytes(compiled) <= MOST_SHARED_BYTES
     assert uses_tensor_cores(compiled) == tile.dot
     assert not tile.dot or arch >= 80
     # Keys and values, all of them, in pieces of 128 bits.
     wide = "cp.async.cg.shared.global" if tile.dot else "ld.global.v4.b32"
-    tile_bytes = 2 * tile.tokens * triton.next_power_of_2(dim) * SIZES[dtype]
+    tile_bytes = 2 * tile.keys * triton.next_power_of_2(dim) * SIZES[dtype]
     assert compiled.asm["ptx"].count(wide) >= tile_bytes // (16 * 32 * tile.warps)
 
 
@@ -118,9 +119,9 @@ def test_merge(arch: int, tmp_path: Path) -> None:
 
 def test_tiles() -> None:
     # A group of eight is two programs' without tensor cores: at 128 dimensions one would take all registers.
-    assert kernels.tile_for(8, 128, 128, fast_dot=False) == kernels.Tile(heads=4, tokens=16, warps=8)
-    assert kernels.tile_for(8, 128, 128, fast_dot=True).dot
-    assert not kernels.tile_for(4, 128, 128, fast_dot=True).dot
-    assert kernels.tile_for(1, 96, 96, fast_dot=True) == kernels.Tile(heads=1, tokens=64, warps=8)
-    assert kernels.tile_for(1, 1, 1, fast_dot=False).tokens == kernels.SPLIT
-    assert kernels.tile_for(64, 1000, 8, fast_dot=True) == kernels.Tile(heads=1, tokens=16, warps=8)
+    assert kernels.decode_tile(8, 128, 128, fast_dot=False) == Tile(rows=4, keys=16, warps=8)
+    assert kernels.decode_tile(8, 128, 128, fast_dot=True).dot
+    assert not kernels.decode_tile(4, 128, 128, fast_dot=True).dot
+    assert kernels.decode_tile(1, 96, 96, fast_dot=True) == Tile(rows=1, keys=64, warps=8)
+    assert kernels.decode_tile(1, 1, 1, fast_dot=False).keys == kernels.SPLIT
+    assert kernels.decode_tile(64, 1000, 8, fast_dot=True) == Tile(rows=1, keys=16, warps=8)

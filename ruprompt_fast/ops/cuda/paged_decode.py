@@ -93,7 +93,7 @@ def decode_parts(
         card: defaults to the query's.
     """
     group = query.shape[1] // key_pages.shape[1]
-    # tl.dot has tensor cores for half precision only where float32 must not lose digits.
+    # Tensor cores would take digits from float32.
     fast_dot = (card or card_of(query.device)).has_fast_dot and query.dtype is not torch.float32
     with torch.cuda.device(query.get_device()):
         kernels.launch_decode(
@@ -108,7 +108,7 @@ def decode_parts(
             scaling=scaling,
             sliding_window=sliding_window,
             softcap=softcap,
-            tile=kernels.tile_for(group, key_pages.shape[3], value_pages.shape[3], fast_dot),
+            tile=kernels.decode_tile(group, key_pages.shape[3], value_pages.shape[3], fast_dot),
         )
 
 
