@@ -7,11 +7,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpu.engines import WAYS, Way, record_steps, served
 from gpu.measurement import Measurement, Record, Setting, need
 from ruprompt_fast import FastPromptModel
+from ruprompt_fast.backends.cuda.sampler import DeviceSampler
+from ruprompt_fast.sampling.sampler import Sampler
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma3")
 NEAR_TIE = 1e-3
@@ -36,6 +39,7 @@ def measurements(setting: Setting) -> list[Measurement]:
             Measurement(f"{family} as transformers", functools.partial(family_parity, family, setting))
             for family in families
         ),
+        Measurement("sampler of CPU and CUDA", functools.partial(sampler_parity, setting)),
         Measurement(bundled.format("greedy"), functools.partial(bundled_parity, setting)),
         Measurement(bundled.format("sampled"), functools.partial(sampled_parity, setting)),
     ]
@@ -109,6 +113,35 @@ def assert_near_tie(
     gap = float((logits[theirs[step]] - logits[ours[step]]).abs())
     if gap > NEAR_TIE:
         raise AssertionError(f"{request}: {ours}, where transformers has {theirs}; token {step} is {gap:.3g} away")
+
+
+def sampler_parity(setting: Setting, record: Record) -> None:
+    """The same logits and seeds: the tokens of the NumPy sampler, rows of every kind of settings."""
+    need("pytest")
+    from backends.cuda.sampler_cases import DEVICE_KINDS, make_row, random_logits
+
+    vocab_size = 1003 if setting.toy else 50257
+    kinds = DEVICE_KINDS.values()
+    rows = [make_row(kind, seed=seed, vocab_size=vocab_size) for seed in range(4) for kind in kinds]
+    logits = random_logits(len(rows), vocab_size=vocab_size)
+    sampler = DeviceSampler(vocab_size, (), torch.device(setting.device))
+    words = np.zeros((len(rows), sampler.words_per_row), dtype=np.int32)
+    seen = np.zeros((len(rows), sampler.seen_words), dtype=np.int32)
+    sampler.stage(rows, words, seen)
+    last_ids = np.array([[*row.input_ids, *row.new_ids][-1] for row in rows], dtype=np.int32)
+    there = [logits, *(torch.from_numpy(array) for array in (words, seen, last_ids))]
+    there = [tensor.to(setting.device) for tensor in there]
+    result = sampler.launch(*there).cpu().numpy()
+    record(rows=len(rows), left_to_the_host=int((result[:, 1] != 0).sum()))
+    found = sampler.finish(rows, result, there[0], lambda tensor: tensor.cpu())
+    expected = Sampler(vocab_size).sample(logits, rows)
+    different = [
+        (row.params, ours, theirs)
+        for row, ours, theirs in zip(rows, found, expected, strict=True)
+        if ours.token_ids != theirs.token_ids
+    ]
+    if different:
+        raise AssertionError(f"{len(different)} rows have other tokens: {different[:3]}")
 
 
 def bundled_parity(setting: Setting, record: Record) -> None:

@@ -82,7 +82,7 @@ def run_stage(
             file.end(entry, "failed", f"{why}\n{file.log_tail()}")
         elif process.returncode != 0 and len(file.measurements) == begun:
             # It does not even get as far as the next measurement.
-            file.end(file.begin("start", 0.0), "failed", f"{file.log_tail()}\n{why}")
+            file.end(file.begin("start", 0.0), "failed", f"{why}\n{file.log_tail()}")
             deadline = 0.0
         on_change()
         if process.returncode == 0 or time.monotonic() >= deadline:

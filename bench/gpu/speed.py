@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu.clock import kernel_seconds
-from gpu.kernels import CASES, copy
+from gpu.kernels import CASES
 from gpu.measurement import Measurement, Record, Setting, need
+from gpu.row_kernels import copy
 
 BATCHES = (1, 16, 64, 4)
 """In the order of what they say, as a stage may be cut off."""

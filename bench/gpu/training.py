@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 
 from gpu.clock import Candidate, in_turns
 from gpu.decode import record_errors
@@ -22,32 +20,29 @@ def measurements(setting: Setting) -> list[Measurement]:
 def training(setting: Setting, record: Record) -> None:
     """Seconds of a step and peak memory, each candidate in a process of its own."""
     need("pytest", "accelerate")
-    from engine_models import write_gpt2
     from training_data import TOKENS_PER_BATCH
     from training_peers import Setting as TrainingSetting
     from training_peers import TrainingProcess
 
     rounds, rows = (1, 8) if setting.toy else (ROUNDS, ROWS)
+    trained = TrainingSetting(None, rows, num_steps=1 + rounds)
     processes: dict[str, TrainingProcess] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        write_gpt2(Path(folder))
-        trained = TrainingSetting(Path(folder), rows, num_steps=1 + rounds)
 
-        def candidate(name: str) -> Candidate:
-            if name == "PEFT":
-                need("peft")
-            processes[name] = TrainingProcess(name, trained)
-            return Candidate(lambda _: processes[name].step(), rounds=rounds)
+    def candidate(name: str) -> Candidate:
+        if name == "PEFT":
+            need("peft")
+        processes[name] = TrainingProcess(name, trained)
+        return Candidate(lambda _: processes[name].step(), rounds=rounds)
 
-        names = ("ours", "ruPrompts", "PEFT")
-        try:
-            timings = in_turns({name: functools.partial(candidate, name) for name in names}, setting.device)
-        finally:
-            for process in processes.values():
-                process.close()
+    names = ("ours", "PEFT") if setting.toy else ("ours", "PEFT", "ruPrompts")
+    try:
+        timings = in_turns({name: functools.partial(candidate, name) for name in names}, setting.device)
+    finally:
+        for process in processes.values():
+            process.close()
+    record_errors(timings, record)
     for name, timing in timings.items():
         if timing.seconds:
             record({f"{name}, ms per step": 1e3 * timing.median, f"{name}, tokens/s": TOKENS_PER_BATCH / timing.median})
             record({f"{name}, peak MiB": processes[name].steps[-1].peak_bytes / 2**20})
-            record({f"times {name}": timing.median / timings["ours"].median})
-    record_errors(timings, record)
+            record({f"times {name}": timing.median / timings["ours"].median} if name != "ours" else {})
