@@ -15,7 +15,7 @@ from ruprompt_fast.errors import FrozenWeightsError, SettingError
 from ruprompt_fast.precision import are_finite
 
 _OF_FLOAT16 = (
-    ", and float16 ends at 65,504: if this happens in the first steps, the model's own numbers lie beyond it; then load "
+    ", and float16 ends at 65,504: if this happens in the first steps, the model's own numbers lie beyond it; load "
     "it in float32, or in bfloat16 where the card has it"
 )
 
