@@ -1,7 +1,8 @@
 """Triton kernel that chooses tokens: one program for each row, whose loops walk over the vocabulary in blocks.
 
-Scores are kept in float32 where a row needs more than one look at them. Limits of filters are found by bisection between
-scores that there are, so a few dozen looks find any limit exactly, however many scores are equal.
+Scores are kept in float32 where a row needs more than one look at them. Limits of filters are found by bisection
+between scores that there are, so a dozen looks find most limits exactly, however many scores are equal. Once those that
+can still be chosen fit into one block they are gathered, and a look is at that block only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NOT_FINITE = tl.constexpr(4)
 
 # Nobody wins a draw from further below the largest score: noise lies between -3.2 and 22.9.
 _REACH = tl.constexpr(32.0)
-_LARGEST_ID = tl.constexpr(2**31 - 1)
+_NO_PLACE = tl.constexpr(2**31 - 1)
 _LOWEST = tl.constexpr(float(torch.finfo(torch.float32).min))
 # The search for the limit of top-p ends when this share of the probability is open, which is the chance that a draw
 # falls there and the host decides. A log-probability needs to know it better.
@@ -79,7 +80,7 @@ def _process(
     penalty, temperature = _float(words_ptr, _PENALTY), _float(words_ptr, _TEMPERATURE)
     has_more_banned = tl.load(words_ptr + _BANNED) >= 0
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    best_id = tl.full((BLOCK,), _LARGEST_ID, tl.int32)
+    best_id = tl.full((BLOCK,), _NO_PLACE, tl.int32)
     is_nan = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
@@ -101,18 +102,45 @@ def _process(
         if is_kept:
             tl.store(scores_ptr + ids, scores)
     largest = tl.max(best)
-    first = tl.min(tl.where(best == largest, best_id, _LARGEST_ID))
+    first = tl.min(tl.where(best == largest, best_id, _NO_PLACE))
     is_number = (largest > float("-inf")) & (largest < float("inf")) & (tl.max(is_nan) == 0)
     return largest, first, is_number
 
 
 @triton.jit
-def _count_from(scores_ptr, limit, vocab_size, BLOCK: tl.constexpr):
+def _gather(scores_ptr, ids_ptr, largest, least, depth, size, is_gathered, BLOCK: tl.constexpr):
+    """Brings the scores that are at least ``least`` and at most ``depth`` below the largest to the front, in order.
+
+    Their ids go along: those of scores that were not gathered before are their places. Returns how many there are.
+    """
+    count = 0
+    for start in range(0, size, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        scores = tl.load(scores_ptr + places)
+        ids = places
+        if is_gathered:
+            ids = tl.load(ids_ptr + places)
+        is_wanted = (scores >= least) & (largest - scores <= depth)
+        ones = tl.where(is_wanted, 1, 0)
+        targets = count + tl.cumsum(ones) - ones
+        tl.debug_barrier()  # they may lie in this block, which all threads must have read
+        tl.store(scores_ptr + targets, scores, mask=is_wanted)
+        tl.store(ids_ptr + targets, ids, mask=is_wanted)
+        count += tl.sum(ones)
+    rest = count + tl.arange(0, BLOCK)
+    tl.debug_barrier()
+    tl.store(scores_ptr + rest, float("-inf"), mask=rest < tl.cdiv(count, BLOCK) * BLOCK)
+    tl.debug_barrier()
+    return count
+
+
+@triton.jit
+def _count_from(scores_ptr, limit, size, BLOCK: tl.constexpr):
     """How many scores are at least ``limit``, the smallest of them, and the largest of the others."""
     count = tl.zeros((BLOCK,), tl.int32)
     above = tl.full((BLOCK,), float("inf"), tl.float32)
     below = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for start in range(0, vocab_size, BLOCK):
+    for start in range(0, size, BLOCK):
         scores = tl.load(scores_ptr + start + tl.arange(0, BLOCK))
         is_above = scores >= limit
         count += tl.where(is_above, 1, 0)
@@ -122,46 +150,60 @@ def _count_from(scores_ptr, limit, vocab_size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _least_of_top_k(scores_ptr, largest, top_k, vocab_size, BLOCK: tl.constexpr):
-    """The ``top_k``-th largest score, or a score that nobody below can win with, if that is smaller."""
-    count, low, high = _count_from(scores_ptr, largest - _REACH, vocab_size, BLOCK)
+def _least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK: tl.constexpr):
+    """The ``top_k``-th largest score, or a score that nobody below can win with, if that is smaller.
+
+    Also how many scores are left to look at, and whether they are gathered.
+    """
+    is_gathered = tl.full((), 0, tl.int1)
+    reached, low, below = _count_from(scores_ptr, largest - _REACH, size, BLOCK)
     high = largest
-    if count <= top_k:
+    if reached <= top_k:
         low = largest - _REACH
         high = low
-    # At least top_k scores are not below low; fewer are above high.
+    # At least top_k scores are not below low, which `reached` says; fewer are above high.
     while low < high:
+        if (reached <= BLOCK) & (size > BLOCK):
+            size = _gather(scores_ptr, ids_ptr, largest, low, float("inf"), size, is_gathered, BLOCK)
+            is_gathered = tl.full((), 1, tl.int1)
         middle = low + (high - low) * 0.5
         middle = tl.where(middle > low, middle, high)
-        count, above, below = _count_from(scores_ptr, middle, vocab_size, BLOCK)
-        low = tl.where(count >= top_k, above, low)
+        count, above, below = _count_from(scores_ptr, middle, size, BLOCK)
+        if count >= top_k:
+            low, reached = above, count
         high = tl.where(count == top_k, above, tl.where(count > top_k, high, below))
-    return low
+    return low, size, is_gathered
 
 
 @triton.jit
-def _mass_within(scores_ptr, largest, least, depth, vocab_size, BLOCK: tl.constexpr):
-    """The mass of what is at most ``depth`` below the largest score, the deepest of it, and the next deeper one."""
+def _mass_within(scores_ptr, largest, least, depth, size, BLOCK: tl.constexpr):
+    """The mass of what is at most ``depth`` below the largest score, the deepest of it, and the next deeper one.
+
+    Also how many there are.
+    """
     mass = tl.zeros((BLOCK,), tl.float32)
     inner = tl.full((BLOCK,), float("-inf"), tl.float32)
     outer = tl.full((BLOCK,), float("inf"), tl.float32)
-    for start in range(0, vocab_size, BLOCK):
+    count = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, size, BLOCK):
         scores = tl.load(scores_ptr + start + tl.arange(0, BLOCK))
         depths = tl.where(scores >= least, largest - scores, float("inf"))
         is_within = depths <= depth
         mass += tl.where(is_within, tl.exp(-depths), 0.0)
         inner = tl.maximum(inner, tl.where(is_within, depths, float("-inf")))
         outer = tl.minimum(outer, tl.where(is_within, float("inf"), depths))
-    return tl.sum(mass), tl.max(inner), tl.min(outer)
+        count += tl.where(is_within, 1, 0)
+    return tl.sum(mass), tl.max(inner), tl.min(outer), tl.sum(count)
 
 
 @triton.jit
-def _limits_of_top_p(scores_ptr, largest, least, top_p, band, is_open, vocab_size, BLOCK: tl.constexpr):
+def _limits_of_top_p(scores_ptr, ids_ptr, largest, least, top_p, band, is_open, size, is_gathered, BLOCK: tl.constexpr):
     """Depths: up to the first all is kept, from the second on it is not sure, beyond the third nothing is.
 
-    Also the lower and upper bound of the mass that the kept reach, and the mass up to the first depth.
+    Also the lower and upper bound of the mass that the kept reach, the mass up to the first depth, how many scores are
+    left to look at, and whether they are gathered.
     """
-    total, deepest, _ = _mass_within(scores_ptr, largest, least, _REACH, vocab_size, BLOCK)
+    total, deepest, _, count = _mass_within(scores_ptr, largest, least, _REACH, size, BLOCK)
     at_least, at_most = (top_p - band) * total, (top_p + band) * total
     kept, mass_kept, unsure = tl.full((), -1.0, tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
     border, reached, beyond = deepest, total, deepest
@@ -169,36 +211,39 @@ def _limits_of_top_p(scores_ptr, largest, least, top_p, band, is_open, vocab_siz
     while (unsure < border) & (reached - mass_kept > is_open * total):
         middle = unsure + (border - unsure) * 0.5
         middle = tl.where(middle < border, middle, unsure)
-        mass, inner, outer = _mass_within(scores_ptr, largest, least, middle, vocab_size, BLOCK)
+        mass, inner, outer, count = _mass_within(scores_ptr, largest, least, middle, size, BLOCK)
         if mass < at_least:
             kept, mass_kept, unsure = inner, mass, outer
         else:
+            border, reached = inner, mass
             if mass >= at_most:
                 beyond = inner
+                if (count <= BLOCK) & (size > BLOCK):
+                    size = _gather(scores_ptr, ids_ptr, largest, least, beyond, size, is_gathered, BLOCK)
+                    is_gathered = tl.full((), 1, tl.int1)
             elif mass + tl.exp(-outer) >= at_most:
                 beyond = outer
-            border, reached = inner, mass
-    return kept, unsure, border, beyond, at_least, at_most, mass_kept
+    return kept, unsure, border, beyond, at_least, at_most, mass_kept, size, is_gathered
 
 
 @triton.jit
-def _cut_equals(scores_ptr, least, largest, depth, sure, possible, vocab_size, BLOCK: tl.constexpr):
-    """Among the scores of one depth, the last ids of the first ``sure`` and ``possible``, and whether all is clear.
+def _cut_equals(scores_ptr, least, largest, depth, sure, possible, size, BLOCK: tl.constexpr):
+    """Among the scores of one depth, the places of the last of the first ``sure`` and ``possible``.
 
-    It is not where different scores have that depth and are not all kept for sure.
+    Also whether all is clear: it is not where different scores have that depth and are not all kept for sure.
     """
     last_sure, last_possible, last = -1, -1, -1
     count = 0
     low, high = float("inf"), float("-inf")
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        scores = tl.load(scores_ptr + ids)
+    for start in range(0, size, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        scores = tl.load(scores_ptr + places)
         is_equal = (scores >= least) & (largest - scores == depth)
         ones = tl.where(is_equal, 1, 0)
         before = (count + tl.cumsum(ones) - ones).to(tl.float32)
-        last_sure = tl.maximum(last_sure, tl.max(tl.where(is_equal & (before < sure), ids, -1)))
-        last_possible = tl.maximum(last_possible, tl.max(tl.where(is_equal & (before < possible), ids, -1)))
-        last = tl.maximum(last, tl.max(tl.where(is_equal, ids, -1)))
+        last_sure = tl.maximum(last_sure, tl.max(tl.where(is_equal & (before < sure), places, -1)))
+        last_possible = tl.maximum(last_possible, tl.max(tl.where(is_equal & (before < possible), places, -1)))
+        last = tl.maximum(last, tl.max(tl.where(is_equal, places, -1)))
         low = tl.minimum(low, tl.min(tl.where(is_equal, scores, float("inf"))))
         high = tl.maximum(high, tl.max(tl.where(is_equal, scores, float("-inf"))))
         count += tl.sum(ones)
@@ -235,6 +280,7 @@ def _log_exponential(words):
 @triton.jit
 def _race(
     scores_ptr,
+    ids_ptr,
     words_ptr,
     largest,
     least,
@@ -243,23 +289,30 @@ def _race(
     last_sure,
     last_possible,
     beyond,
-    sure_share,
-    vocab_size,
+    sure_depth,
+    size,
+    is_gathered,
     BLOCK: tl.constexpr,
 ):
-    """Who finishes first of all that may be kept, how far ahead, and the masses of those kept for sure and perhaps."""
+    """The place of who finishes first of all that may be kept, how far ahead, and two masses.
+
+    The masses are those of what is kept for sure and of what may be.
+    """
     first_key, second_key = tl.load(words_ptr + _KEY), tl.load(words_ptr + _KEY + 1)
     best = tl.full((BLOCK,), float("inf"), tl.float32)
     second = tl.full((BLOCK,), float("inf"), tl.float32)
-    best_id = tl.full((BLOCK,), _LARGEST_ID, tl.int32)
+    best_place = tl.full((BLOCK,), _NO_PLACE, tl.int32)
     sure_mass = tl.zeros((BLOCK,), tl.float32)
     mass = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        scores = tl.load(scores_ptr + ids)
+    for start in range(0, size, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        scores = tl.load(scores_ptr + places)
+        ids = places
+        if is_gathered:
+            ids = tl.load(ids_ptr + places)
         depths = tl.where(scores >= least, largest - scores, float("inf"))
-        is_possible = (depths <= beyond) & ((depths != cut_depth) | (ids <= last_possible))
-        is_sure = _is_sure(depths, ids, kept, cut_depth, last_sure, sure_share)
+        is_possible = (depths <= beyond) & ((depths != cut_depth) | (places <= last_possible))
+        is_sure = _is_sure(depths, places, kept, cut_depth, last_sure, sure_depth)
         weights = tl.exp(-depths)
         mass += tl.where(is_possible, weights, 0.0)
         sure_mass += tl.where(is_sure, weights, 0.0)
@@ -267,29 +320,30 @@ def _race(
         finish = tl.where(is_possible, finish, float("inf"))
         is_better = finish < best
         second = tl.minimum(second, tl.where(is_better, best, finish))
-        best_id = tl.where(is_better, ids, best_id)
+        best_place = tl.where(is_better, places, best_place)
         best = tl.where(is_better, finish, best)
     first = tl.min(best)
-    winner = tl.min(tl.where(best == first, best_id, _LARGEST_ID))
-    ahead = tl.min(tl.where(best_id == winner, second, best)) - first
+    winner = tl.min(tl.where(best == first, best_place, _NO_PLACE))
+    ahead = tl.min(tl.where(best_place == winner, second, best)) - first
     return winner, ahead, tl.sum(sure_mass), tl.sum(mass)
 
 
 @triton.jit
-def _is_sure(depths, ids, kept, cut_depth, last_sure, sure_share):
+def _is_sure(depths, places, kept, cut_depth, last_sure, sure_depth):
     """Whether tokens are kept however masses are rounded."""
-    by_mass = (depths <= kept) | ((depths == cut_depth) & (ids <= last_sure))
-    return by_mass & ((depths <= sure_share) | (depths == 0.0))
+    by_mass = (depths <= kept) | ((depths == cut_depth) & (places <= last_sure))
+    return by_mass & ((depths <= sure_depth) | (depths == 0.0))
 
 
 @triton.jit
 def _choose(
     scores_ptr,
+    ids_ptr,
     words_ptr,
     flags,
     largest,
     token,
-    vocab_size,
+    size,
     MASS_BAND: tl.constexpr,
     RACE_BAND: tl.constexpr,
     DEPTH_BAND: tl.constexpr,
@@ -297,18 +351,18 @@ def _choose(
     BLOCK: tl.constexpr,
 ):
     """The token of a row that samples or wants a log-probability, whether it is ambiguous, and the log-probability."""
-    least = tl.full((), _LOWEST, tl.float32)
+    least, is_gathered = tl.full((), _LOWEST, tl.float32), tl.full((), 0, tl.int1)
     top_k, top_p, depth_limit = tl.load(words_ptr + _TOP_K), _float(words_ptr, _TOP_P), _float(words_ptr, _DEPTH)
     wants_logprob = (flags & _LOGPROB) != 0
     if top_k > 0:
-        least = _least_of_top_k(scores_ptr, largest, top_k, vocab_size, BLOCK)
+        least, size, is_gathered = _least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK)
     kept, beyond = tl.full((), _REACH, tl.float32), tl.full((), _REACH, tl.float32)
     cut_depth = tl.full((), -1.0, tl.float32)
     last_sure, last_possible, is_clear = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.full((), 1, tl.int1)
     if top_p < 1.0:
         is_open = tl.where(wants_logprob, _OPEN_FOR_LOGPROB, _OPEN)
-        kept, unsure, border, beyond, at_least, at_most, mass = _limits_of_top_p(
-            scores_ptr, largest, least, top_p, MASS_BAND, is_open, vocab_size, BLOCK
+        kept, unsure, border, beyond, at_least, at_most, mass, size, is_gathered = _limits_of_top_p(
+            scores_ptr, ids_ptr, largest, least, top_p, MASS_BAND, is_open, size, is_gathered, BLOCK
         )
         if unsure == border:
             weight = tl.exp(-border)
@@ -316,12 +370,13 @@ def _choose(
             sure = tl.where(kept < 0.0, tl.maximum(sure, 1.0), sure)
             cut_depth = border
             last_sure, last_possible, is_clear = _cut_equals(
-                scores_ptr, least, largest, border, sure, (at_most - mass) / weight, vocab_size, BLOCK
+                scores_ptr, least, largest, border, sure, (at_most - mass) / weight, size, BLOCK
             )
     beyond = tl.minimum(beyond, depth_limit + DEPTH_BAND)
-    sure_share = depth_limit - DEPTH_BAND
+    sure_depth = depth_limit - DEPTH_BAND
     winner, ahead, sure_mass, mass = _race(
         scores_ptr,
+        ids_ptr,
         words_ptr,
         largest,
         least,
@@ -330,18 +385,21 @@ def _choose(
         last_sure,
         last_possible,
         beyond,
-        sure_share,
-        vocab_size,
+        sure_depth,
+        size,
+        is_gathered,
         BLOCK,
     )
-    is_near = tl.full((), 0, tl.int1)
+    is_near, depth = tl.full((), 0, tl.int1), tl.zeros((), tl.float32)
     if (flags & _SAMPLED) != 0:
         token = winner
+        if is_gathered:
+            token = tl.load(ids_ptr + winner)
         depth = largest - tl.load(scores_ptr + winner)
-        is_near = (ahead <= RACE_BAND) | (_is_sure(depth, winner, kept, cut_depth, last_sure, sure_share) == 0)
+        is_near = (ahead <= RACE_BAND) | (_is_sure(depth, winner, kept, cut_depth, last_sure, sure_depth) == 0)
         is_near = is_near | ((depth == cut_depth) & (is_clear == 0))
     is_near = is_near | (wants_logprob & (mass - sure_mass > LOGPROB_BAND * mass))
-    logprob = tl.load(scores_ptr + token) - largest - tl.log((sure_mass + mass) * 0.5)
+    logprob = -depth - tl.log((sure_mass + mass) * 0.5)
     return token, is_near, tl.where(wants_logprob, logprob, 0.0)
 
 
@@ -353,6 +411,7 @@ def sample_kernel(
     last_ids_ptr,
     banned_ptr,
     scores_ptr,
+    ids_ptr,
     out_ptr,
     vocab_size,
     readable,
@@ -371,6 +430,7 @@ def sample_kernel(
     row = tl.program_id(0).to(tl.int64)
     words_ptr = settings_ptr + row * settings_stride
     scores_ptr += row * scores_stride
+    ids_ptr += row * scores_stride
     out_ptr += row * 4
     flags = tl.load(words_ptr)
     token = tl.zeros((), tl.int32)
@@ -398,6 +458,7 @@ def sample_kernel(
                 tl.debug_barrier()  # other threads read what these have written
                 token, is_near, logprob = _choose(
                     scores_ptr,
+                    ids_ptr,
                     words_ptr,
                     flags,
                     largest,
@@ -439,6 +500,7 @@ def launch_sample(
     last_ids: torch.Tensor,
     banned: torch.Tensor | None,
     scores: torch.Tensor,
+    ids: torch.Tensor,
     out: torch.Tensor,
     vocab_size: int,
     readable: int,
@@ -447,8 +509,9 @@ def launch_sample(
 ) -> None:
     """Fills ``out`` int32 ``[rows, 4]``; see :func:`ruprompt_fast.ops.sample`.
 
-    ``scores`` is float32 ``[rows, score_columns(vocab_size)]``, ``banned`` is uint8. Of a row of logits and of
-    ``banned`` ``readable`` columns are there to be read; they and the stride are divisible by ``multiple``.
+    ``scores`` is float32 ``[rows, score_columns(vocab_size)]``, ``ids`` int32 likewise, ``banned`` is uint8. Of
+    ``banned`` and a row of logits ``readable`` columns are there to be read; they and the stride are divisible by
+    ``multiple``.
     """
     mass_band, race_band, depth_band, logprob_band = bands
     sample_kernel[(out.shape[0],)](
@@ -458,6 +521,7 @@ def launch_sample(
         last_ids,
         banned,
         scores,
+        ids,
         out,
         vocab_size,
         readable,

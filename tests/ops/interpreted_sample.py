@@ -41,6 +41,12 @@ def rough_functions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(InterpreterBuilder, name, rough)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has two blocks or more, and those that can win are gathered in one of them."""
+    monkeypatch.setattr(kernels, "BLOCK", 512)
+
+
 @pytest.mark.parametrize("size", [1, 17, 4097])
 def test_words_of_noise_are_the_host_s(size: int) -> None:
     keys = [noise_key(seed, stream, 3) for seed in (0, 2**64 - 1) for stream in range(2)]
@@ -70,11 +76,36 @@ def test_the_noise_is_within_the_band_of_the_host_s() -> None:
     assert abs(out.numpy() - exact).max() < RACE_BAND / 8
 
 
+def test_gathering_keeps_the_order() -> None:
+    """Twice, the second time among the ids that are left."""
+    generator = np.random.default_rng(0)
+    scores = torch.from_numpy(generator.normal(size=1024).astype(np.float32))
+    ids, expected = torch.full((1024,), -1, dtype=torch.int32), scores.clone()
+    size = 1024
+    for is_gathered, least, depth in ((False, 0.2, 100.0), (True, 0.2, 2.0)):
+        count = torch.zeros(1, dtype=torch.int32)
+        largest = float(expected.max())
+        gather_kernel[(1,)](scores, ids, count, largest, least, depth, size, is_gathered, BLOCK=256)
+        kept = ((expected >= least) & (largest - expected <= depth)).nonzero()[:, 0]
+        size = int(count)
+        assert ids[:size].tolist() == kept.tolist()
+        assert torch.equal(scores[:size], expected[kept])
+        assert scores[size : -(-size // 256) * 256].isneginf().all()
+
+
+@triton.jit
+def gather_kernel(
+    scores_ptr, ids_ptr, count_ptr, largest, least, depth, size, IS_GATHERED: tl.constexpr, BLOCK: tl.constexpr
+):
+    count = kernels._gather(scores_ptr, ids_ptr, largest, least, depth, size, IS_GATHERED, BLOCK)
+    tl.store(count_ptr, count)
+
+
 def rows_of(kind: dict[str, Any], count: int, **arguments: Any) -> list[SamplingRow | None]:
     return [make_row(kind, num_new=seed % 5, seed=seed, **arguments) for seed in range(count)]
 
 
-@pytest.mark.usefixtures("rough_functions")
+@pytest.mark.usefixtures("rough_functions", "small_blocks")
 @pytest.mark.parametrize("kind", DEVICE_KINDS.values(), ids=DEVICE_KINDS)
 def test_what_it_decides_is_the_host_s_choice(kind: dict[str, Any]) -> None:
     for dtype, spread in ((torch.float32, 3.0), (torch.bfloat16, 1.0), (torch.float16, 0.01)):
@@ -92,6 +123,7 @@ def test_vocabularies_of_any_size(vocab_size: int) -> None:
         check(rows, logits[:, :vocab_size].contiguous(), (0,) if vocab_size > 1 else (), vocab_size)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_numbers_that_are_there_many_times() -> None:
     """A few different logits, so that every limit cuts equal ones apart."""
     logits = random_logits(6).round().to(torch.float16)
@@ -132,6 +164,7 @@ def test_where_rounding_decides_the_host_does() -> None:
     assert check(rows_of({"do_sample": True}, 1), logits[:1]).undecided == [Undecided.AMBIGUOUS]
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_scores_of_one_depth_that_are_cut_apart() -> None:
     logits = random_logits(8, spread=0.0)
     logits[:, :-5] = torch.linspace(1e-9, 2e-9, logits.shape[1] - 5).flip(0)

@@ -31,6 +31,7 @@ TYPES = {
     "last_ids_ptr": "*i32",
     "banned_ptr": "*u8",
     "scores_ptr": "*fp32",
+    "ids_ptr": "*i32",
     "out_ptr": "*i32",
     "vocab_size": "i32",
     "readable": "i32",

@@ -36,6 +36,7 @@ def sample_cuda(
     if rows == 0:
         return out
     scores = torch.empty((rows, kernels.score_columns(vocab_size)), dtype=torch.float32, device=logits.device)
+    ids = torch.empty_like(scores, dtype=torch.int32)
     padded = -(-vocab_size // _PIECE) * _PIECE
     in_pieces = reads_pieces(logits, padded) and (banned is None or len(banned) >= padded)
     kernels.launch_sample(
@@ -45,6 +46,7 @@ def sample_cuda(
         last_ids,
         None if banned is None else banned.view(torch.uint8),
         scores,
+        ids,
         out,
         vocab_size,
         padded if in_pieces else vocab_size,
