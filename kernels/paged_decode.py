@@ -1,4 +1,4 @@
-"""Triton kernels of decoding: one query token per row over its pages, in parts, and the parts' sum."""
+"""The Triton kernel of decoding: one query token per row over its pages, in parts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from ruprompt_fast.kernels.attention import LEAST, LOG2_E, Tile, attend, soft_ca
 SPLIT = 256
 """Tokens of a part; its size does not depend on how long a row is, so neither does a row's rounding."""
 
-# Parts that the sum reads at a time.
-MERGED_AT_ONCE = 16
-MERGE_WARPS = 4
+# Query heads that a program without tensor cores computes at most: with four the loads still take longer.
+_MOST_HEADS = 4
 
 
 @triton.jit
@@ -201,37 +200,6 @@ def paged_decode_kernel(
         store_heads(out_ptr + place * VALUE_DIM, heads, present, zeros, VALUE_DIM, BLOCK_V)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def merge_kernel(partials_ptr, lse_ptr, out_ptr, parts, DIM: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    head = tl.program_id(0).to(tl.int64)
-    heads = tl.num_programs(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    maximum = tl.full((PARTS,), LEAST, tl.float32)
-    total = tl.zeros((PARTS,), tl.float32)
-    weighted = tl.zeros((PARTS, BLOCK), tl.float32)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        place = part * heads + head
-        lse = tl.load(lse_ptr + place, mask=part < parts, other=float("-inf"))
-        # A part that has seen nothing has written nothing either.
-        partial = tl.load(
-            partials_ptr + place[:, None] * DIM + columns[None, :],
-            mask=(lse > float("-inf"))[:, None] & (columns < DIM)[None, :],
-            other=0.0,
-        )
-        higher = tl.maximum(maximum, lse)
-        shrink = tl.exp2((maximum - higher) * LOG2_E)
-        weights = tl.exp2((lse - higher) * LOG2_E)
-        total = total * shrink + weights
-        weighted = weighted * shrink[:, None] + weights[:, None] * partial
-        maximum = higher
-    shrink = tl.exp2((maximum - tl.max(maximum, axis=0)) * LOG2_E)
-    # A row of padding has no parts that have seen anything.
-    all_weights = tl.maximum(tl.sum(total * shrink, axis=0), 1e-30)
-    result = tl.sum(weighted * shrink[:, None], axis=0) / all_weights
-    tl.store(out_ptr + head * DIM + columns, result.to(out_ptr.dtype.element_ty), mask=columns < DIM)
-
-
 def decode_tile(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Tile:
     """The tile for heads of this size, ``group`` of which share keys and values.
 
@@ -242,16 +210,13 @@ def decode_tile(group: int, head_dim: int, value_dim: int, fast_dot: bool) -> Ti
         fast_dot: whether tensor cores multiply these numbers.
     """
     block = triton.next_power_of_2(max(head_dim, value_dim))
-    # Up to four heads the loads take longer than the products; tensor cores compute no fewer than 16 heads.
+    # Tensor cores compute no fewer than 16 heads.
     if fast_dot and group > _MOST_HEADS and block <= 256:
         return Tile(rows=16, keys=64 if block <= 128 else 32, warps=4, stages=3, dot=True)
     # 8192 sums are 32 registers in each of 256 threads. With more of them, no two programs fit into an old card's
     # multiprocessor, and with fewer tokens at a time a program waits for memory more often.
     heads = min(triton.next_power_of_2(group), _MOST_HEADS, max(512 // block, 1))
     return Tile(rows=heads, keys=min(max(8192 // (heads * block), 16), SPLIT), warps=8)
-
-
-_MOST_HEADS = 4
 
 
 def num_parts(blocks: int, page_size: int) -> int:
@@ -319,27 +284,6 @@ def launch_decode(
         TOKENS=tile.keys,
         num_warps=tile.warps,
         num_stages=tile.stages,
-    )
-
-
-def launch_merge(partials: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> None:
-    """``out`` ``[rows, heads, dim]``: the parts' results, float32 ``[parts, rows, heads, dim]``, weighted by exp(lse).
-
-    ``lse`` is float32 ``[parts, rows, heads]``. A part whose ``lse`` is minus infinity is not read; where all are,
-    ``out`` is zero. All three are contiguous.
-    """
-    parts, rows, heads, dim = partials.shape
-    if rows * heads == 0:
-        return
-    merge_kernel[(rows * heads,)](
-        partials,
-        lse,
-        out,
-        parts,
-        DIM=dim,
-        BLOCK=triton.next_power_of_2(dim),
-        PARTS=min(triton.next_power_of_2(parts), MERGED_AT_ONCE),
-        num_warps=MERGE_WARPS,
     )
 
 

@@ -115,6 +115,16 @@ def test_neither_other_rows_nor_wide_tables_change_a_bit() -> None:
         assert torch.equal(alone.run(paged_decode), out[row : row + 1])
 
 
+@pytest.mark.parametrize("pages", ["key_pages", "value_pages"])
+def test_nan_stays_in_its_row(pages: str) -> None:
+    case = make_decode_case([300, 40, 290])
+    expected = case.run(paged_decode)
+    getattr(case, pages)[case.block_tables[0, 17], :, 3, 2] = float("nan")
+    out = case.run(paged_decode)
+    assert bool((out[0] if pages == "key_pages" else out[0, :, 2]).isnan().all())
+    assert torch.equal(out[1:], expected[1:])
+
+
 @pytest.mark.parametrize("card", [V100, A100], ids=lambda card: card.name)
 def test_parts_from_a_first_token_on(card: Card) -> None:
     contexts, first = [300, 40, 16, 0], torch.tensor([260, 7, 16, 5], dtype=torch.int32)

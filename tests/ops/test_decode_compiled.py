@@ -19,6 +19,7 @@ from ops.compiled import (  # noqa: E402
 )
 from triton.compiler import CompiledKernel  # noqa: E402
 
+from ruprompt_fast.kernels import merge_parts  # noqa: E402
 from ruprompt_fast.kernels import paged_decode as kernels  # noqa: E402
 from ruprompt_fast.kernels.attention import Tile  # noqa: E402
 from ruprompt_fast.ops.cuda.cards import Card  # noqa: E402
@@ -110,8 +111,8 @@ def test_decode_with_every_option(group: int, arch: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_merge(arch: int, tmp_path: Path) -> None:
-    constants = {"DIM": 96, "BLOCK": 128, "PARTS": kernels.MERGED_AT_ONCE}
-    compiled = compile_for(kernels.merge_kernel, MERGE_TYPES, constants, "float16", arch, kernels.MERGE_WARPS)
+    constants = {"DIM": 96, "BLOCK": 128, "PARTS": merge_parts.MOST_PARTS}
+    compiled = compile_for(merge_parts.merge_kernel, MERGE_TYPES, constants, "float16", arch, merge_parts.WARPS)
     assert stack_bytes(compiled, tmp_path) == 0
     assert shared_bytes(compiled) <= MOST_SHARED_BYTES
     assert "ld.global.v4.b32" in accesses(compiled)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.kernels import paged_decode as kernels
+from ruprompt_fast.kernels.merge_parts import launch_merge
 from ruprompt_fast.ops.cuda.cards import Card, card_of
 
 
@@ -121,4 +122,4 @@ def merge_parts(partials: Tensor, lse: Tensor, out: Tensor) -> None:
         out: contiguous, of any dtype.
     """
     with torch.cuda.device(out.get_device()):
-        kernels.launch_merge(partials, lse, out)
+        launch_merge(partials, lse, out)
