@@ -181,7 +181,7 @@ def _kept(scores: Tensor, depths: Tensor, settings: Tensor) -> tuple[Tensor, Ten
     before, total = reached - weights, reached[:, -1:]
     top_p = _floats(settings, SettingsWord.TOP_P).double()
     within = torch.stack((before < (top_p - MASS_BAND) * total, before < (top_p + MASS_BAND) * total))
-    within[:, :, 0] = True
+    within[:, :, 0].fill_(True)  # an assignment makes a tensor on the host first, which a graph cannot replay
     within = within | (top_p >= 1.0)
     certain, possible = torch.zeros_like(within).scatter(2, order.expand_as(within), within) & depths.isfinite()
     limit = _floats(settings, SettingsWord.DEPTH)
