@@ -60,7 +60,7 @@ class MarkerEmbedding(nn.Module):
         self.rows = torch.empty(0, self.weight.shape[1])
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return reference_ruprompts.embed(input_ids, self.weight, self.rows, self.marker)
+        return reference_ruprompts.embed(input_ids, self.weight, self.rows.to(self.weight.dtype), self.marker)
 
 
 class Peft:

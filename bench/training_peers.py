@@ -1,7 +1,8 @@
 """The same training of one prompt by our trainer, by ruPrompts' way and by PEFT, each in a process of its own.
 
 A process trains for as long as it is told to: after every step it reports and waits for the word. So the steps of
-several candidates can be timed in turns, and the memory of each is its own.
+several candidates can be timed in turns, and the memory of each is its own. On a GPU the device is done with a step
+before its report.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import random_prompt, word_tokenizer
+from engine_models import random_gpt2, random_prompt, word_tokenizer
 from peak_memory import PeakMemory
 from peers import missing
 from prompt_peers import MarkerEmbedding
@@ -38,6 +39,9 @@ from transformers import (
 from ruprompt_fast.training import PromptTrainer, Task
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# All candidates hold the frozen weights in it; in half precision they train under autocast, with a scaled loss in
+# float16, and rows in float32: what a card without bfloat16 trains with.
+DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 IGNORED_LABEL = -100
 
 
@@ -46,14 +50,16 @@ class Setting:
     """What all candidates train.
 
     Attributes:
-        folder: the model's.
+        folder: the model's; None for random weights, which every process makes on the device, the same in each.
         num_rows: of the prompt; all of them lead, which is the only place where PEFT can have them.
         num_steps: how many batches there are.
+        dtype: of the frozen weights.
     """
 
-    folder: Path
+    folder: Path | None
     num_rows: int
     num_steps: int
+    dtype: torch.dtype = DTYPE
 
     @property
     def template(self) -> str:
@@ -73,9 +79,26 @@ class Setting:
             logging_steps=1,
             save_strategy="no",
             report_to=[],
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=DEVICE != "cpu",
             disable_tqdm=True,
+            use_cpu=DEVICE == "cpu",
+            fp16=self.dtype is torch.float16,
+            bf16=self.dtype is torch.bfloat16,
         )
+
+    def model(self) -> GPT2LMHeadModel:
+        """The frozen model, without dropout, which would make the losses differ."""
+        if self.folder is not None:
+            model = GPT2LMHeadModel.from_pretrained(self.folder, dtype=self.dtype)
+        else:
+            torch.set_default_dtype(self.dtype)
+            with torch.device(DEVICE):
+                model = random_gpt2()
+            torch.set_default_dtype(torch.float32)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model.to(DEVICE)
 
 
 @dataclass(frozen=True)
@@ -137,8 +160,7 @@ class _OnRequest(TrainerCallback):  # type: ignore[misc]
 
 def _train(name: str, setting: Setting, connection: Connection) -> None:
     """The process: loads the model, then makes the trainer, whose memory counts."""
-    model = GPT2LMHeadModel.from_pretrained(setting.folder, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    model = model.to(DEVICE)
+    model = setting.model()
     memory = PeakMemory(DEVICE, [*model.parameters()])
     trainer = TRAINERS[name](model, setting)
     trainer.remove_callback(PrinterCallback)
@@ -178,6 +200,7 @@ def _peft(model: PreTrainedModel, setting: Setting) -> Trainer:
     warnings.filterwarnings("ignore", message="Position ids are not supported")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=setting.num_rows)
     model = peft.get_peft_model(model, config)
+    model.prompt_encoder.float()  # a scaler refuses gradients in half precision
     model.prompt_encoder["default"].embedding.weight.data.copy_(_rows(setting))
     return _padding_trainer(model, setting, [])
 
