@@ -20,6 +20,7 @@ def measurements(setting: Setting) -> list[Measurement]:
 def training(setting: Setting, record: Record) -> None:
     """Seconds of a step and peak memory, each candidate in a process of its own."""
     need("pytest", "accelerate")
+    from bench_training import SAME_LOSS
     from training_data import TOKENS_PER_BATCH
     from training_peers import Setting as TrainingSetting
     from training_peers import TrainingProcess
@@ -46,3 +47,8 @@ def training(setting: Setting, record: Record) -> None:
             record({f"{name}, ms per step": 1e3 * timing.median, f"{name}, tokens/s": TOKENS_PER_BATCH / timing.median})
             record({f"{name}, peak MiB": processes[name].steps[-1].peak_bytes / 2**20})
             record({f"times {name}": timing.median / timings["ours"].median} if name != "ours" else {})
+    losses = {name: [step.loss for step in process.steps] for name, process in processes.items()}
+    record(losses=losses)
+    for name, theirs in losses.items():
+        if any(abs(one - other) > SAME_LOSS * one for one, other in zip(losses["ours"], theirs, strict=False)):
+            raise AssertionError(f"the losses of {name} are not ours: {theirs} and {losses['ours']}")
