@@ -41,7 +41,8 @@ def paged_prefill_kernel(
     KEYS: tl.constexpr,
 ):
     QUERIES: tl.constexpr = ROWS // HEADS
-    block = tl.program_id(0)
+    # The last tokens of a sequence see the most, so they begin first.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
     sequence = group_of_block(starts_ptr, sequences, block, QUERIES)
     start = tl.load(starts_ptr + sequence)
