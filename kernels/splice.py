@@ -6,51 +6,69 @@ import torch
 import triton
 import triton.language as tl
 
-# One program copies up to this many bytes of a row: 128 threads with one 128-bit load each, or 256 threads with two.
-_SMALL_BLOCK_BYTES = 2048
-_LARGE_BLOCK_BYTES = 8192
-# At 128 columns the assembler spills for sm_70.
-GRAD_BLOCK = {"POSITIONS": 8, "COLUMNS": 256}
+# What a program of the lookup moves: 128 threads with two 128-bit loads each, both before the first store. 16 programs
+# are on a multiprocessor at once, with 64 KB on their way; bandwidth times latency is 7 KB for each of a V100's and
+# 18 KB for each of an H100's, so neither wants another size. At four loads the assembler spills for sm_70.
+TILE_BYTES, TILE_WARPS = 4096, 4
+_BLOCK_BYTES = (4096, 2048, 1024, 512)
+# Threads of a block that may lie beyond the end of the row.
+_MOST_IDLE = 1 / 8
+
+# The gradient waits for two loads, of a segment's bounds and of its positions, before it reads a row. Long segments
+# have 8 KB of rows on their way in a step of the loop, short ones 4 KB of one row. 600 programs, for 100 rows of 1536,
+# then have twice an H100's bandwidth times latency on their way.
+GRAD_LONG = {"POSITIONS": 16, "COLUMNS": 256}
+GRAD_SHORT = {"POSITIONS": 1, "COLUMNS": 2048}
 GRAD_WARPS = 4
+# Positions for each row of the prompt table, from which on segments are taken to be long. Some positions are tokens.
+_LONG_SEGMENT = 32
 
 
-@triton.jit(do_not_specialize=["token_limit", "prompt_rows", "first_prompt_id"])
+@triton.jit(do_not_specialize=["num_ids", "token_limit", "prompt_rows", "first_prompt_id"])
 def splice_kernel(
     ids_ptr,
     token_ptr,
     prompt_ptr,
     out_ptr,
     error_ptr,
+    num_ids,
     width,
     token_stride,
     prompt_stride,
     token_limit,
     prompt_rows,
     first_prompt_id,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
+    # The blocks of a row are neighbours, so that its memory is read in one piece.
+    blocks = tl.cdiv(width, BLOCK)
+    block = tl.program_id(0) % blocks
+    position = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    id_ = tl.load(ids_ptr + position).to(tl.int64)
+    present = position < num_ids
+    id_ = tl.load(ids_ptr + position, mask=present, other=0).to(tl.int64)
     row = id_ - first_prompt_id
     is_token = (id_ >= 0) & (id_ < token_limit)
     is_prompt = (row >= 0) & (row < prompt_rows)
-    valid = is_token | is_prompt
+    is_bad = present & (is_token == is_prompt)  # an id is never in both
     # One load from a chosen address: two masked loads would double the instructions and the registers.
     source = tl.where(is_prompt, prompt_ptr + row * prompt_stride, token_ptr + id_ * token_stride)
     # An id in neither table must read nothing; Triton 3.7's interpreter cannot run "inside & valid".
-    readable = tl.where(valid, width, 0)
-    value = tl.load(source + columns, mask=columns < readable, other=float("nan"))
-    tl.store(out_ptr + position * width + columns, value, mask=columns < width)
-    if (not valid) & (block == 0):
-        # Only the program that swaps the mark in first describes its id, so the slots never mix two ids.
-        if tl.atomic_cas(error_ptr, tl.full((), 0, tl.int64), tl.full((), 1, tl.int64)) == 0:
-            tl.store(error_ptr + 1, id_)
-            tl.store(error_ptr + 2, position)
-            tl.store(error_ptr + 3, tl.full((), 0, tl.int64) + token_limit)
-            tl.store(error_ptr + 4, tl.full((), 0, tl.int64) + first_prompt_id)
-            tl.store(error_ptr + 5, tl.full((), 0, tl.int64) + prompt_rows)
+    readable = tl.where(present & (is_bad == 0), width, 0)
+    value = tl.load(source[:, None] + columns[None, :], mask=columns[None, :] < readable[:, None], other=float("nan"))
+    out = out_ptr + position[:, None] * width + columns[None, :]
+    tl.store(out, value, mask=columns[None, :] < tl.where(present, width, 0)[:, None])
+    if block == 0:
+        bad_position = tl.min(tl.where(is_bad, position, num_ids))
+        if bad_position < num_ids:
+            # Only the program that swaps the mark in first describes its id, so the slots never mix two ids.
+            if tl.atomic_cas(error_ptr, tl.full((), 0, tl.int64), tl.full((), 1, tl.int64)) == 0:
+                tl.store(error_ptr + 1, tl.load(ids_ptr + bad_position).to(tl.int64))
+                tl.store(error_ptr + 2, bad_position)
+                tl.store(error_ptr + 3, tl.full((), 0, tl.int64) + token_limit)
+                tl.store(error_ptr + 4, tl.full((), 0, tl.int64) + first_prompt_id)
+                tl.store(error_ptr + 5, tl.full((), 0, tl.int64) + prompt_rows)
 
 
 @triton.jit
@@ -86,12 +104,18 @@ def splice_prompt_grad_kernel(
     tl.store(out_ptr + row * width + columns, result, mask=inside)
 
 
-def splice_block(row_bytes: int, element_size: int) -> tuple[int, int]:
-    """Elements per program and warps, for rows of ``row_bytes``."""
-    if row_bytes <= _SMALL_BLOCK_BYTES:
-        return max(triton.next_power_of_2(row_bytes) // element_size, 1), 4 if row_bytes > 512 else 1
-    block_bytes = min(triton.next_power_of_2(row_bytes), _LARGE_BLOCK_BYTES)
-    return block_bytes // element_size, 8 if block_bytes == _LARGE_BLOCK_BYTES else 4
+def splice_tile(width: int, element_size: int) -> dict[str, int]:
+    """Rows of a program and the elements that it takes of each: the longest piece with few idle threads."""
+    row_bytes = width * element_size
+    whole = max(triton.next_power_of_2(row_bytes), element_size)
+    pieces = [piece for piece in _BLOCK_BYTES if piece <= whole]
+    block = next((piece for piece in pieces if -row_bytes % piece <= _MOST_IDLE * row_bytes), min(whole, 1024))
+    return {"ROWS": TILE_BYTES // max(block, 64), "BLOCK": block // element_size}
+
+
+def grad_tile(num_ids: int, prompt_rows: int) -> dict[str, int]:
+    """Positions and columns of a step of the gradient's loop."""
+    return GRAD_LONG if num_ids >= _LONG_SEGMENT * prompt_rows else GRAD_SHORT
 
 
 def launch_splice(
@@ -110,21 +134,22 @@ def launch_splice(
     width = tokens.shape[1]
     if out.numel() == 0:
         return
-    block, warps = splice_block(width * tokens.element_size(), tokens.element_size())
-    splice_kernel[(ids.numel(), triton.cdiv(width, block))](
+    tile = splice_tile(width, tokens.element_size())
+    splice_kernel[(triton.cdiv(ids.numel(), tile["ROWS"]) * triton.cdiv(width, tile["BLOCK"]),)](
         ids,
         tokens,
         prompts,
         out,
         errors,
+        ids.numel(),
         width,
         tokens.stride(0),
         prompts.stride(0),
         max(0, min(first_prompt_id, tokens.shape[0])),
         prompts.shape[0],
         first_prompt_id,
-        BLOCK=block,
-        num_warps=warps,
+        num_warps=TILE_WARPS,
+        **tile,
     )
 
 
@@ -136,7 +161,8 @@ def launch_prompt_grad(order: torch.Tensor, starts: torch.Tensor, grad: torch.Te
     rows, width = out.shape
     if out.numel() == 0:
         return
-    splice_prompt_grad_kernel[(rows, triton.cdiv(width, GRAD_BLOCK["COLUMNS"]))](
+    tile = grad_tile(len(order), rows)
+    splice_prompt_grad_kernel[(rows, triton.cdiv(width, tile["COLUMNS"]))](
         order,
         starts,
         grad,
@@ -145,5 +171,5 @@ def launch_prompt_grad(order: torch.Tensor, starts: torch.Tensor, grad: torch.Te
         grad.stride(0),
         ACCUMULATOR=tl.float64 if grad.dtype == torch.float64 else tl.float32,
         num_warps=GRAD_WARPS,
-        **GRAD_BLOCK,
+        **tile,
     )

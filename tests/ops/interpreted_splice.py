@@ -7,9 +7,13 @@ import torch
 from ops.splice_cases import DTYPES, FIRST_PROMPT_ID, NUM_IDS, PROMPT_ROWS, TOKENS, WIDTHS, make_case, make_ids, strided
 from tolerances import assert_close
 
+from ruprompt_fast.kernels import splice as kernels
 from ruprompt_fast.ops import splice, splice_reference
 from ruprompt_fast.ops.cuda.id_errors import NUM_SLOTS, IdErrorSlots
 from ruprompt_fast.ops.cuda.splice import splice_into_slots, sum_segments
+
+# The interpreter takes milliseconds for each program.
+SHAPES = [(count, width) for count in NUM_IDS for width in WIDTHS if count * width < 500_000]
 
 
 @pytest.fixture
@@ -17,8 +21,7 @@ def errors() -> IdErrorSlots:
     return IdErrorSlots(torch.zeros(NUM_SLOTS, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("count", NUM_IDS)
+@pytest.mark.parametrize(("count", "width"), SHAPES)
 def test_splice_kernel(errors: IdErrorSlots, count: int, width: int) -> None:
     case = make_case(count, width, torch.float16)
     assert torch.equal(splice_into_slots(*case, errors), splice_reference(*case))
@@ -70,8 +73,7 @@ def test_the_first_of_several_errors_is_kept_whole(errors: IdErrorSlots) -> None
     assert "id -3 at flat position 4 " in str(errors.take())
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("count", NUM_IDS)
+@pytest.mark.parametrize(("count", "width"), SHAPES)
 def test_prompt_grad_kernel(count: int, width: int) -> None:
     ids, grad = make_ids(count), torch.randn(count, width)
     actual = sum_segments(grad, ids, PROMPT_ROWS, FIRST_PROMPT_ID)
@@ -93,3 +95,21 @@ def test_prompt_grad_kernel_in_any_dtype_and_layout(dtype: torch.dtype) -> None:
 
 def test_prompt_grad_kernel_with_no_rows() -> None:
     assert sum_segments(torch.randn(5, 6), torch.arange(5), 0, 9).shape == (0, 6)
+
+
+@pytest.mark.parametrize("count", [15, 32 * PROMPT_ROWS + 1])
+def test_prompt_grad_kernel_of_long_and_short_segments(count: int) -> None:
+    ids, grad = FIRST_PROMPT_ID + torch.arange(count) % 7, torch.randn(count, 300)
+    expected = torch.zeros(PROMPT_ROWS, 300, dtype=torch.float64).index_add_(0, ids - FIRST_PROMPT_ID, grad.double())
+    assert_close(sum_segments(grad, ids, PROMPT_ROWS, FIRST_PROMPT_ID), expected)
+
+
+def test_more_prompt_rows_than_short_keys_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(kernels, "launch_prompt_grad", lambda *arguments: launched.append(arguments))
+    for prompt_rows in (32_767, 32_768, 40_001):
+        last = prompt_rows - 1
+        sum_segments(torch.randn(6, 6), torch.tensor([3, last, 7, last, 0, prompt_rows]), prompt_rows, 0)
+        order, starts, *_ = launched.pop()
+        segments = [order[starts[row] : starts[row + 1]].tolist() for row in (0, 3, 5, 7, last)]
+        assert segments == [[4], [0], [], [2], [1, 3]]

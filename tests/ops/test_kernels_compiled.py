@@ -20,6 +20,7 @@ SPLICE_TYPES = {
     "prompt_ptr": "*{dtype}",
     "out_ptr": "*{dtype}",
     "error_ptr": "*i64",
+    "num_ids": "i32",
     "width": "i32",
     "token_stride": "i32",
     "prompt_stride": "i32",
@@ -41,14 +42,12 @@ ALIGNED = {"width", "token_stride", "prompt_stride", "grad_stride"}
 
 def compile_splice(width: int, dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
     size = 4 if dtype == "float32" else 2
-    block, warps = kernels.splice_block(width * size, size)
-    return compile_for(
-        kernels.splice_kernel, SPLICE_TYPES, {"BLOCK": block}, dtype, arch, warps, ALIGNED if aligned else ()
-    )
+    tile, warps = kernels.splice_tile(width, size), kernels.TILE_WARPS
+    return compile_for(kernels.splice_kernel, SPLICE_TYPES, tile, dtype, arch, warps, ALIGNED if aligned else ())
 
 
-def compile_grad(dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
-    constants = {**kernels.GRAD_BLOCK, "ACCUMULATOR": triton.language.float32}
+def compile_grad(tile: dict[str, int], dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
+    constants = {**tile, "ACCUMULATOR": triton.language.float32}
     types, warps = GRAD_TYPES, kernels.GRAD_WARPS
     return compile_for(
         kernels.splice_prompt_grad_kernel, types, constants, dtype, arch, warps, ALIGNED if aligned else ()
@@ -77,16 +76,20 @@ def test_splice_compiles_for_odd_rows(width: int, dtype: str, arch: int, tmp_pat
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", TORCH_TO_TRITON)
-def test_gradient_reads_aligned_rows_in_128_bit_pieces(dtype: str, arch: int, tmp_path: Path) -> None:
-    compiled = compile_grad(dtype, arch)
+@pytest.mark.parametrize("tile", [kernels.GRAD_LONG, kernels.GRAD_SHORT], ids=["long", "short"])
+def test_gradient_reads_aligned_rows_in_128_bit_pieces(
+    tile: dict[str, int], dtype: str, arch: int, tmp_path: Path
+) -> None:
+    compiled = compile_grad(tile, dtype, arch)
     assert "ld.global.v4.b32" in row_accesses(compiled)
     assert not any(access.startswith("ld") for access in row_accesses(compiled) - {"ld.global.v4.b32"})
     assert stack_bytes(compiled, tmp_path) == 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_gradient_compiles_for_odd_rows(arch: int, tmp_path: Path) -> None:
-    assert stack_bytes(compile_grad("float16", arch, aligned=False), tmp_path) == 0
+@pytest.mark.parametrize("tile", [kernels.GRAD_LONG, kernels.GRAD_SHORT], ids=["long", "short"])
+def test_gradient_compiles_for_odd_rows(tile: dict[str, int], arch: int, tmp_path: Path) -> None:
+    assert stack_bytes(compile_grad(tile, "float16", arch, aligned=False), tmp_path) == 0
 
 
 def test_the_tool_that_counts_spills_is_there() -> None:
