@@ -1,8 +1,6 @@
 """Triton kernel that chooses tokens: one program for each row, whose loops walk over the vocabulary in blocks.
 
-Scores are kept in float32 where a row needs more than one look at them. Limits of filters are found by bisection
-between scores that there are, so a dozen looks find most limits exactly, however many scores are equal. Once those that
-can still be chosen fit into one block they are gathered, and a look is at that block only.
+Scores are kept in float32 where a row needs more than one look at them.
 """
 
 from __future__ import annotations
@@ -10,6 +8,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from ruprompt_fast.kernels.sampling_draw import NO_PLACE, is_sure_of, race
+from ruprompt_fast.kernels.sampling_limits import LOWEST, REACH, cut_equals, least_of_top_k, limits_of_top_p
 
 # 512 threads with a 128-bit load of halves each.
 BLOCK = 4096
@@ -33,10 +34,6 @@ _LEFT_TO_HOST = tl.constexpr(1)
 _AMBIGUOUS = tl.constexpr(2)
 _NOT_FINITE = tl.constexpr(4)
 
-# Nobody wins a draw from further below the largest score: noise lies between -3.2 and 22.9.
-_REACH = tl.constexpr(32.0)
-_NO_PLACE = tl.constexpr(2**31 - 1)
-_LOWEST = tl.constexpr(float(torch.finfo(torch.float32).min))
 # The search for the limit of top-p ends when this share of the probability is open, which is the chance that a draw
 # falls there and the host decides. A log-probability needs to know it better.
 _OPEN = tl.constexpr(2.0**-13)
@@ -80,7 +77,7 @@ def _process(
     penalty, temperature = _float(words_ptr, _PENALTY), _float(words_ptr, _TEMPERATURE)
     has_more_banned = tl.load(words_ptr + _BANNED) >= 0
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    best_id = tl.full((BLOCK,), _NO_PLACE, tl.int32)
+    best_id = tl.full((BLOCK,), NO_PLACE, tl.int32)
     is_nan = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
@@ -102,237 +99,9 @@ def _process(
         if is_kept:
             tl.store(scores_ptr + ids, scores)
     largest = tl.max(best)
-    first = tl.min(tl.where(best == largest, best_id, _NO_PLACE))
+    first = tl.min(tl.where(best == largest, best_id, NO_PLACE))
     is_number = (largest > float("-inf")) & (largest < float("inf")) & (tl.max(is_nan) == 0)
     return largest, first, is_number
-
-
-@triton.jit
-def _gather(scores_ptr, ids_ptr, largest, least, depth, size, is_gathered, BLOCK: tl.constexpr):
-    """Brings the scores that are at least ``least`` and at most ``depth`` below the largest to the front, in order.
-
-    Their ids go along: those of scores that were not gathered before are their places. Returns how many there are.
-    """
-    count = 0
-    for start in range(0, size, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        scores = tl.load(scores_ptr + places)
-        ids = places
-        if is_gathered:
-            ids = tl.load(ids_ptr + places)
-        is_wanted = (scores >= least) & (largest - scores <= depth)
-        ones = tl.where(is_wanted, 1, 0)
-        targets = count + tl.cumsum(ones) - ones
-        tl.debug_barrier()  # they may lie in this block, which all threads must have read
-        tl.store(scores_ptr + targets, scores, mask=is_wanted)
-        tl.store(ids_ptr + targets, ids, mask=is_wanted)
-        count += tl.sum(ones)
-    rest = count + tl.arange(0, BLOCK)
-    tl.debug_barrier()
-    tl.store(scores_ptr + rest, float("-inf"), mask=rest < tl.cdiv(count, BLOCK) * BLOCK)
-    tl.debug_barrier()
-    return count
-
-
-@triton.jit
-def _count_from(scores_ptr, limit, size, BLOCK: tl.constexpr):
-    """How many scores are at least ``limit``, the smallest of them, and the largest of the others."""
-    count = tl.zeros((BLOCK,), tl.int32)
-    above = tl.full((BLOCK,), float("inf"), tl.float32)
-    below = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for start in range(0, size, BLOCK):
-        scores = tl.load(scores_ptr + start + tl.arange(0, BLOCK))
-        is_above = scores >= limit
-        count += tl.where(is_above, 1, 0)
-        above = tl.minimum(above, tl.where(is_above, scores, float("inf")))
-        below = tl.maximum(below, tl.where(is_above, float("-inf"), scores))
-    return tl.sum(count), tl.min(above), tl.max(below)
-
-
-@triton.jit
-def _least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK: tl.constexpr):
-    """The ``top_k``-th largest score, or a score that nobody below can win with, if that is smaller.
-
-    Also how many scores are left to look at, and whether they are gathered.
-    """
-    is_gathered = tl.full((), 0, tl.int1)
-    reached, low, below = _count_from(scores_ptr, largest - _REACH, size, BLOCK)
-    high = largest
-    if reached <= top_k:
-        low = largest - _REACH
-        high = low
-    # At least top_k scores are not below low, which `reached` says; fewer are above high.
-    while low < high:
-        if (reached <= BLOCK) & (size > BLOCK):
-            size = _gather(scores_ptr, ids_ptr, largest, low, float("inf"), size, is_gathered, BLOCK)
-            is_gathered = tl.full((), 1, tl.int1)
-        middle = low + (high - low) * 0.5
-        middle = tl.where(middle > low, middle, high)
-        count, above, below = _count_from(scores_ptr, middle, size, BLOCK)
-        if count >= top_k:
-            low, reached = above, count
-        high = tl.where(count == top_k, above, tl.where(count > top_k, high, below))
-    return low, size, is_gathered
-
-
-@triton.jit
-def _mass_within(scores_ptr, largest, least, depth, size, BLOCK: tl.constexpr):
-    """The mass of what is at most ``depth`` below the largest score, the deepest of it, and the next deeper one.
-
-    Also how many there are.
-    """
-    mass = tl.zeros((BLOCK,), tl.float32)
-    inner = tl.full((BLOCK,), float("-inf"), tl.float32)
-    outer = tl.full((BLOCK,), float("inf"), tl.float32)
-    count = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, size, BLOCK):
-        scores = tl.load(scores_ptr + start + tl.arange(0, BLOCK))
-        depths = tl.where(scores >= least, largest - scores, float("inf"))
-        is_within = depths <= depth
-        mass += tl.where(is_within, tl.exp(-depths), 0.0)
-        inner = tl.maximum(inner, tl.where(is_within, depths, float("-inf")))
-        outer = tl.minimum(outer, tl.where(is_within, float("inf"), depths))
-        count += tl.where(is_within, 1, 0)
-    return tl.sum(mass), tl.max(inner), tl.min(outer), tl.sum(count)
-
-
-@triton.jit
-def _limits_of_top_p(scores_ptr, ids_ptr, largest, least, top_p, band, is_open, size, is_gathered, BLOCK: tl.constexpr):
-    """Depths: up to the first all is kept, from the second on it is not sure, beyond the third nothing is.
-
-    Also the lower and upper bound of the mass that the kept reach, the mass up to the first depth, how many scores are
-    left to look at, and whether they are gathered.
-    """
-    total, deepest, _, count = _mass_within(scores_ptr, largest, least, _REACH, size, BLOCK)
-    at_least, at_most = (top_p - band) * total, (top_p + band) * total
-    kept, mass_kept, unsure = tl.full((), -1.0, tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
-    border, reached, beyond = deepest, total, deepest
-    # The last one kept, as the lower bound has it, is from `unsure` to `border` deep.
-    while (unsure < border) & (reached - mass_kept > is_open * total):
-        middle = unsure + (border - unsure) * 0.5
-        middle = tl.where(middle < border, middle, unsure)
-        mass, inner, outer, count = _mass_within(scores_ptr, largest, least, middle, size, BLOCK)
-        if mass < at_least:
-            kept, mass_kept, unsure = inner, mass, outer
-        else:
-            border, reached = inner, mass
-            if mass >= at_most:
-                beyond = inner
-                if (count <= BLOCK) & (size > BLOCK):
-                    size = _gather(scores_ptr, ids_ptr, largest, least, beyond, size, is_gathered, BLOCK)
-                    is_gathered = tl.full((), 1, tl.int1)
-            elif mass + tl.exp(-outer) >= at_most:
-                beyond = outer
-    return kept, unsure, border, beyond, at_least, at_most, mass_kept, size, is_gathered
-
-
-@triton.jit
-def _cut_equals(scores_ptr, least, largest, depth, sure, possible, size, BLOCK: tl.constexpr):
-    """Among the scores of one depth, the places of the last of the first ``sure`` and ``possible``.
-
-    Also whether all is clear: it is not where different scores have that depth and are not all kept for sure.
-    """
-    last_sure, last_possible, last = -1, -1, -1
-    count = 0
-    low, high = float("inf"), float("-inf")
-    for start in range(0, size, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        scores = tl.load(scores_ptr + places)
-        is_equal = (scores >= least) & (largest - scores == depth)
-        ones = tl.where(is_equal, 1, 0)
-        before = (count + tl.cumsum(ones) - ones).to(tl.float32)
-        last_sure = tl.maximum(last_sure, tl.max(tl.where(is_equal & (before < sure), places, -1)))
-        last_possible = tl.maximum(last_possible, tl.max(tl.where(is_equal & (before < possible), places, -1)))
-        last = tl.maximum(last, tl.max(tl.where(is_equal, places, -1)))
-        low = tl.minimum(low, tl.min(tl.where(is_equal, scores, float("inf"))))
-        high = tl.maximum(high, tl.max(tl.where(is_equal, scores, float("-inf"))))
-        count += tl.sum(ones)
-    return last_sure, last_possible, (last_sure == last) | (low == high)
-
-
-@triton.jit
-def _mixed(words):
-    words ^= words >> 16
-    words *= 0x7FEB352D
-    words ^= words >> 15
-    words *= 0x846CA68B
-    return words ^ (words >> 16)
-
-
-@triton.jit
-def random_words(ids, first_key, second_key):
-    """The words of ruprompt_fast.sampling.noise.random_words, uint32."""
-    words = _mixed(ids.to(tl.uint32, bitcast=True) ^ first_key.to(tl.uint32, bitcast=True))
-    return _mixed(words ^ second_key.to(tl.uint32, bitcast=True))
-
-
-@triton.jit
-def _log_exponential(words):
-    """``log(-log(1 - u))`` of ``u = (words + 0.5) / 2**32``, which is minus the Gumbel noise."""
-    unit: tl.constexpr = 2.0**-32
-    u = (words.to(tl.float32) + 0.5) * unit
-    # Near zero 1 - u has too few digits. The next term of the series is below 1e-8 of the sum.
-    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * (0.25 + u * (0.2 + u * (1.0 / 6.0))))))
-    complement = ((words ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * unit
-    return tl.log(tl.where(u < 0.0625, series, -tl.log(complement)))
-
-
-@triton.jit
-def _race(
-    scores_ptr,
-    ids_ptr,
-    words_ptr,
-    largest,
-    least,
-    kept,
-    cut_depth,
-    last_sure,
-    last_possible,
-    beyond,
-    sure_depth,
-    size,
-    is_gathered,
-    BLOCK: tl.constexpr,
-):
-    """The place of who finishes first of all that may be kept, how far ahead, and two masses.
-
-    The masses are those of what is kept for sure and of what may be.
-    """
-    first_key, second_key = tl.load(words_ptr + _KEY), tl.load(words_ptr + _KEY + 1)
-    best = tl.full((BLOCK,), float("inf"), tl.float32)
-    second = tl.full((BLOCK,), float("inf"), tl.float32)
-    best_place = tl.full((BLOCK,), _NO_PLACE, tl.int32)
-    sure_mass = tl.zeros((BLOCK,), tl.float32)
-    mass = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, size, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        scores = tl.load(scores_ptr + places)
-        ids = places
-        if is_gathered:
-            ids = tl.load(ids_ptr + places)
-        depths = tl.where(scores >= least, largest - scores, float("inf"))
-        is_possible = (depths <= beyond) & ((depths != cut_depth) | (places <= last_possible))
-        is_sure = _is_sure(depths, places, kept, cut_depth, last_sure, sure_depth)
-        weights = tl.exp(-depths)
-        mass += tl.where(is_possible, weights, 0.0)
-        sure_mass += tl.where(is_sure, weights, 0.0)
-        finish = _log_exponential(random_words(ids, first_key, second_key)) + depths
-        finish = tl.where(is_possible, finish, float("inf"))
-        is_better = finish < best
-        second = tl.minimum(second, tl.where(is_better, best, finish))
-        best_place = tl.where(is_better, places, best_place)
-        best = tl.where(is_better, finish, best)
-    first = tl.min(best)
-    winner = tl.min(tl.where(best == first, best_place, _NO_PLACE))
-    ahead = tl.min(tl.where(best_place == winner, second, best)) - first
-    return winner, ahead, tl.sum(sure_mass), tl.sum(mass)
-
-
-@triton.jit
-def _is_sure(depths, places, kept, cut_depth, last_sure, sure_depth):
-    """Whether tokens are kept however masses are rounded."""
-    by_mass = (depths <= kept) | ((depths == cut_depth) & (places <= last_sure))
-    return by_mass & ((depths <= sure_depth) | (depths == 0.0))
 
 
 @triton.jit
@@ -351,17 +120,17 @@ def _choose(
     BLOCK: tl.constexpr,
 ):
     """The token of a row that samples or wants a log-probability, whether it is ambiguous, and the log-probability."""
-    least, is_gathered = tl.full((), _LOWEST, tl.float32), tl.full((), 0, tl.int1)
+    least, is_gathered = tl.full((), LOWEST, tl.float32), tl.full((), 0, tl.int1)
     top_k, top_p, depth_limit = tl.load(words_ptr + _TOP_K), _float(words_ptr, _TOP_P), _float(words_ptr, _DEPTH)
     wants_logprob = (flags & _LOGPROB) != 0
     if top_k > 0:
-        least, size, is_gathered = _least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK)
-    kept, beyond = tl.full((), _REACH, tl.float32), tl.full((), _REACH, tl.float32)
+        least, size, is_gathered = least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK)
+    kept, beyond = tl.full((), REACH, tl.float32), tl.full((), REACH, tl.float32)
     cut_depth = tl.full((), -1.0, tl.float32)
     last_sure, last_possible, is_clear = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.full((), 1, tl.int1)
     if top_p < 1.0:
         is_open = tl.where(wants_logprob, _OPEN_FOR_LOGPROB, _OPEN)
-        kept, unsure, border, beyond, at_least, at_most, mass, size, is_gathered = _limits_of_top_p(
+        kept, unsure, border, beyond, at_least, at_most, mass, size, is_gathered = limits_of_top_p(
             scores_ptr, ids_ptr, largest, least, top_p, MASS_BAND, is_open, size, is_gathered, BLOCK
         )
         if unsure == border:
@@ -369,15 +138,16 @@ def _choose(
             sure = (at_least - mass) / weight
             sure = tl.where(kept < 0.0, tl.maximum(sure, 1.0), sure)
             cut_depth = border
-            last_sure, last_possible, is_clear = _cut_equals(
+            last_sure, last_possible, is_clear = cut_equals(
                 scores_ptr, least, largest, border, sure, (at_most - mass) / weight, size, BLOCK
             )
     beyond = tl.minimum(beyond, depth_limit + DEPTH_BAND)
     sure_depth = depth_limit - DEPTH_BAND
-    winner, ahead, sure_mass, mass = _race(
+    winner, ahead, sure_mass, mass = race(
         scores_ptr,
         ids_ptr,
-        words_ptr,
+        tl.load(words_ptr + _KEY),
+        tl.load(words_ptr + _KEY + 1),
         largest,
         least,
         kept,
@@ -396,7 +166,7 @@ def _choose(
         if is_gathered:
             token = tl.load(ids_ptr + winner)
         depth = largest - tl.load(scores_ptr + winner)
-        is_near = (ahead <= RACE_BAND) | (_is_sure(depth, winner, kept, cut_depth, last_sure, sure_depth) == 0)
+        is_near = (ahead <= RACE_BAND) | (is_sure_of(depth, winner, kept, cut_depth, last_sure, sure_depth) == 0)
         is_near = is_near | ((depth == cut_depth) & (is_clear == 0))
     is_near = is_near | (wants_logprob & (mass - sure_mass > LOGPROB_BAND * mass))
     logprob = -depth - tl.log((sure_mass + mass) * 0.5)
@@ -477,15 +247,6 @@ def sample_kernel(
     tl.store(out_ptr + 1, undecided)
     tl.store(out_ptr + 2, logprob.to(tl.int32, bitcast=True))
     tl.store(out_ptr + 3, 0)
-
-
-@triton.jit
-def random_words_kernel(keys_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    """The noise alone, for tests: int32 [rows, size] of keys int32 [rows, 2]."""
-    row = tl.program_id(0)
-    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    words = random_words(ids, tl.load(keys_ptr + row * 2), tl.load(keys_ptr + row * 2 + 1))
-    tl.store(out_ptr + row * size + ids, words.to(tl.int32, bitcast=True), mask=ids < size)
 
 
 def score_columns(vocab_size: int) -> int:

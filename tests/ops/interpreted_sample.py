@@ -17,6 +17,7 @@ from backends.cuda.sampler_cases import DEVICE_KINDS, check, make_row, random_lo
 from triton.runtime.interpreter import InterpreterBuilder
 
 from ruprompt_fast.kernels import sample as kernels
+from ruprompt_fast.kernels import sampling_draw, sampling_limits
 from ruprompt_fast.ops import SettingsFlag, SettingsWord, Undecided
 from ruprompt_fast.ops.cuda.sample import reads_pieces
 from ruprompt_fast.ops.sample import RACE_BAND
@@ -47,12 +48,20 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 512)
 
 
+@triton.jit
+def random_words_kernel(keys_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    words = sampling_draw.random_words(ids, tl.load(keys_ptr + row * 2), tl.load(keys_ptr + row * 2 + 1))
+    tl.store(out_ptr + row * size + ids, words.to(tl.int32, bitcast=True), mask=ids < size)
+
+
 @pytest.mark.parametrize("size", [1, 17, 4097])
 def test_words_of_noise_are_the_host_s(size: int) -> None:
     keys = [noise_key(seed, stream, 3) for seed in (0, 2**64 - 1) for stream in range(2)]
     out = torch.zeros(len(keys), size, dtype=torch.int32)
     words = torch.from_numpy(np.array(keys, dtype=np.uint32).view(np.int32))
-    kernels.random_words_kernel[(len(keys), triton.cdiv(size, 4096))](words, out, size, BLOCK=4096)
+    random_words_kernel[(len(keys), triton.cdiv(size, 4096))](words, out, size, BLOCK=4096)
     for row, key in zip(out, keys, strict=True):
         np.testing.assert_array_equal(row.numpy().view(np.uint32), random_words(key, size))
 
@@ -61,7 +70,7 @@ def test_words_of_noise_are_the_host_s(size: int) -> None:
 def log_exponential_kernel(words_ptr, out_ptr, BLOCK: tl.constexpr):
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = tl.load(words_ptr + places).to(tl.uint32, bitcast=True)
-    tl.store(out_ptr + places, kernels._log_exponential(words))
+    tl.store(out_ptr + places, sampling_draw.log_exponential(words))
 
 
 @pytest.mark.usefixtures("rough_functions")
@@ -97,7 +106,7 @@ def test_gathering_keeps_the_order() -> None:
 def gather_kernel(
     scores_ptr, ids_ptr, count_ptr, largest, least, depth, size, IS_GATHERED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    count = kernels._gather(scores_ptr, ids_ptr, largest, least, depth, size, IS_GATHERED, BLOCK)
+    count = sampling_limits.gather(scores_ptr, ids_ptr, largest, least, depth, size, IS_GATHERED, BLOCK)
     tl.store(count_ptr, count)
 
 
@@ -159,8 +168,8 @@ def test_where_rounding_decides_the_host_does() -> None:
     logits[:, 1] = float(np.log(np.float32(0.1)))
     step = check(rows_of({"do_sample": True, "min_p": 0.1}, 12), logits)
     assert set(step.undecided) == {0, Undecided.AMBIGUOUS}
-    noise = gumbel(noise_key(0, 0, 0), 2)
-    logits[0, 1] = float(noise[0] - noise[1])
+    first, second = gumbel(noise_key(0, 0, 0), 2)
+    logits[0, 1] = float(first - second)
     assert check(rows_of({"do_sample": True}, 1), logits[:1]).undecided == [Undecided.AMBIGUOUS]
 
 
