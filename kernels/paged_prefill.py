@@ -9,7 +9,11 @@ import triton.language as tl
 from ruprompt_fast.kernels.attention import LOG2_E, Tile, attend, block_of, group_of_block, page_tile
 
 
-@triton.jit(do_not_specialize=["window", "sequences", "num_tokens"])
+# What changes between steps must not make Triton compile again: sizes, and where in a step's block of memory its
+# numbers lie.
+@triton.jit(
+    do_not_specialize=["starts_ptr", "lens_ptr", "tables_ptr", "window", "sequences", "num_tokens", "table_stride"]
+)
 def paged_prefill_kernel(
     query_ptr,
     key_ptr,
@@ -101,7 +105,7 @@ def paged_prefill_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tables_ptr", "starts_ptr", "table_stride"])
 def gather_pages_kernel(
     pages_ptr,
     tables_ptr,

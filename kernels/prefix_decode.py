@@ -9,7 +9,19 @@ import triton.language as tl
 from ruprompt_fast.kernels.attention import LOG2_E, Tile, attend, block_of, group_of_block
 
 
-@triton.jit(do_not_specialize=["window", "groups", "num_rows"])
+# As in prefill, what differs between batches must not make Triton compile again.
+@triton.jit(
+    do_not_specialize=[
+        "tables_ptr",
+        "lens_ptr",
+        "starts_ptr",
+        "prefix_lens_ptr",
+        "window",
+        "groups",
+        "num_rows",
+        "table_stride",
+    ]
+)
 def prefix_decode_kernel(
     query_ptr,
     key_ptr,
