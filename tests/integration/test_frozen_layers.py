@@ -42,6 +42,14 @@ def test_layers_are_themselves_again() -> None:
     assert not any("forward" in vars(module) for module in modules.values())
 
 
+def test_linear_layers_that_would_not_be_faster_stay() -> None:
+    """In half precision, as on a GPU, only activations are computed another way."""
+    model = sharp_model("gpt2").requires_grad_(False).to(torch.float16)
+    with FrozenLayers(model).fast():
+        assert "forward" not in vars(model.transformer.h[0].mlp.c_fc)
+        assert "forward" in vars(model.transformer.h[0].mlp.act)
+
+
 def test_layers_that_train_keep_their_own_way() -> None:
     model = sharp_model("gpt2").requires_grad_(False)
     weight = model.transformer.h[0].mlp.c_fc.weight.requires_grad_()

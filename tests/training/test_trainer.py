@@ -221,6 +221,19 @@ class CallCounter:
         self.calls += 1
 
 
+def test_nobody_asks_a_packed_batch_for_padding(tmp_path: Path) -> None:
+    """On a GPU the question would wait for the device."""
+    model = sharp_model("gpt2")
+    model.config.pad_token_id = 0  # the id that fills a batch up
+    asked: list[Any] = []
+    model.transformer.register_forward_pre_hook(lambda module, args: asked.append(module.config.pad_token_id))
+    trainer = make_trainer(tmp_path, make_prompt(), model, max_steps=2)
+    asked.clear()
+    trainer.train()
+    assert asked == [None, None]
+    assert model.config.pad_token_id == 0
+
+
 def test_a_padded_model_trains(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, make_prompt(), sharp_model("gptj"), max_steps=20, eval_dataset=ROWS)
     assert trainer.runner.name == "padded"

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,27 +61,29 @@ def shared_prefix_attention_cuda(
 @lru_cache(maxsize=8)
 def gathered_keys(sequences: PackedSequences, given_lens: tuple[int, ...], device: torch.device) -> GatheredKeys:
     """The tables of a batch, made on the host and copied without a wait; kept, because all layers ask for them."""
-    own = [range(start, stop) for start, stop, _ in sequences.spans()]
-    given_stops = accumulate(given_lens, initial=sequences.num_tokens)
-    given = [range(start, start + length) for start, length in zip(given_stops, given_lens, strict=False)]
+    own = [np.arange(start, stop) for start, stop, _ in sequences.spans()]
+    given_starts = accumulate(given_lens, initial=sequences.num_tokens)
+    given = [np.arange(start, start + length) for start, length in zip(given_starts, given_lens, strict=False)]
     prefixes = [*own[: sequences.num_computed], *given]
-    parts = [[*(prefixes[p] if p >= 0 else ()), *tokens] for tokens, p in zip(own, sequences.prefix_of, strict=True)]
-    rows = torch.tensor([row for part in parts for row in part])
-    ordered, order = rows.sort(stable=True)
+    parts = [[prefixes[p], tokens] if p >= 0 else [tokens] for tokens, p in zip(own, sequences.prefix_of, strict=True)]
+    key_lens = [sum(map(len, part)) for part in parts]
+    rows = np.concatenate([piece for part in parts for piece in part])
+    order = np.argsort(rows, kind="stable")
     tables = [
         rows,
         order,
-        torch.searchsorted(ordered, torch.arange(sequences.num_tokens + sum(given_lens) + 1)),
-        torch.tensor([0, *accumulate(sequences.lens)]),
-        torch.tensor([0, *accumulate(map(len, parts))]),
+        np.searchsorted(rows[order], np.arange(sequences.num_tokens + sum(given_lens) + 1)),
+        np.cumsum([0, *sequences.lens]),
+        np.cumsum([0, *key_lens]),
     ]
-    whole = torch.cat(tables)
+    padded = [np.pad(table, (0, len(table) % 2)) for table in tables]  # each begins at a multiple of 16 bytes
+    whole = torch.from_numpy(np.concatenate(padded))
     if device.type == "cuda":
         whole = whole.pin_memory()  # or the copy would wait for the device
     whole = whole.to(device, non_blocking=True)
-    rows, order, source_starts, query_starts, key_starts = whole.split([len(table) for table in tables])
-    lengths = max(sequences.lens), max(map(len, parts))
-    return GatheredKeys(query_starts.int(), key_starts.int(), *lengths, rows, order, source_starts)
+    views = whole.split(list(map(len, padded)))
+    *of_keys, query_starts, key_starts = (view[: len(table)] for view, table in zip(views, tables, strict=True))
+    return GatheredKeys(query_starts.int(), key_starts.int(), max(sequences.lens), max(key_lens), *of_keys)
 
 
 class _GatheredAttention(torch.autograd.Function):
