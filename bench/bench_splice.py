@@ -3,6 +3,9 @@
 The groups "own memory" run every candidate as a user calls it: each allocates its output, and outputs above 32 MB come
 from the system again for all but the splice, which keeps their memory. In the groups "given memory" the other
 candidates write into a buffer that is there already, which leaves the algorithms alone to be compared.
+
+On a CUDA device the lookup of [64, 1024] rows of 1536 numbers and its gradient are timed beside a copy of as many
+bytes; at least 0.9 and 0.8 of its bandwidth are wanted.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import pytest
 import reference_ruprompts
 import torch
 import torch.nn.functional as F
+from gpu.kernels import CASES
+from kernel_cases import CANDIDATES, NEEDS_CARD, SETTING, cases_of, time_beside_copy
 from torch import Tensor
 
 from ruprompt_fast.ops import splice
@@ -113,3 +118,10 @@ def bench_forward_and_backward(benchmark: Any, data: Data, shape: Shape, out: Te
     torch.testing.assert_close(ours, theirs)
     benchmark.group = f"forward and backward {shape}, {'own' if out is None else 'given'} memory"
     run(benchmark, data.forward_and_backward(candidate, out), shape)
+
+
+@NEEDS_CARD
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("name", cases_of("splice"))
+def bench_on_a_card(benchmark: Any, name: str, candidate: str) -> None:
+    time_beside_copy(benchmark, name, CASES[name](SETTING), candidate)

@@ -54,7 +54,7 @@ def finished(
     return activated(total.to(DTYPE).to(tl.float32), ACTIVATION).to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def int8_rows_kernel(
     x_ptr,
     values_ptr,
@@ -112,7 +112,7 @@ def int8_rows_kernel(
         tl.store(out + 3 * out_features, result, mask=inside & (first_row + 3 < num_rows))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def int8_tile_kernel(
     x_ptr,
     values_ptr,

@@ -43,13 +43,14 @@ def splice_prompt_grad_cuda(grad: Tensor, input_ids: Tensor, prompt_rows: int, f
 def sum_segments(grad: Tensor, input_ids: Tensor, prompt_rows: int, first_prompt_id: int) -> Tensor:
     """Sums the rows of ``grad`` by prompt row: a stable sort brings each row's positions together, in rising order."""
     width = grad.shape[-1]
-    # Short keys, with all tokens in one: a radix sort passes over them twice, and eight times over 64-bit ids.
+    # Short keys, -1 for all tokens: a radix sort passes over them twice, and eight times over 64-bit ids.
     key_dtype = torch.int16 if prompt_rows <= torch.iinfo(torch.int16).max else torch.int32
-    rows = input_ids.reshape(-1).long() - first_prompt_id
-    keys = torch.where(rows >= 0, rows.clamp_(max=prompt_rows), prompt_rows).to(key_dtype)
+    keys = torch.empty(input_ids.numel(), dtype=key_dtype, device=grad.device)
+    ids = input_ids.reshape(-1).long()
+    torch.sub(ids.clamp(first_prompt_id - 1, first_prompt_id + prompt_rows), first_prompt_id, out=keys)
     ordered, order = keys.sort(stable=True)
     bounds = torch.arange(prompt_rows + 1, dtype=key_dtype, device=grad.device)
     out = grad.new_empty((prompt_rows, width))
-    grad_rows = rows_contiguous(grad.reshape(input_ids.numel(), width))
-    kernels.launch_prompt_grad(order, torch.searchsorted(ordered, bounds), grad_rows, out)
+    rows = rows_contiguous(grad.reshape(input_ids.numel(), width))
+    kernels.launch_prompt_grad(order, torch.searchsorted(ordered, bounds), rows, out)
     return out
