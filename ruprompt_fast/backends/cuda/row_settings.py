@@ -34,15 +34,17 @@ class SeenTokens:
     def __init__(self, row: SamplingRow, vocab_size: int) -> None:
         is_seen = np.zeros(seen_words(vocab_size) * 32, dtype=np.bool_)
         is_seen[row.input_array[row.input_array < vocab_size]] = True
-        self._mask: npt.NDArray[np.uint32] = np.packbits(is_seen, bitorder="little").view("<u4")
+        self._bits: npt.NDArray[np.uint32] = np.packbits(is_seen, bitorder="little").view("<u4")
+        self._mask = self._bits.view(np.int32)
         self._counted = 0
 
     def update(self, new_ids: Sequence[int]) -> Words:
         """The mask with all of ``new_ids``, int32 [seen_words]."""
-        for token in new_ids[self._counted :]:
-            self._mask[token >> 5] |= np.uint32(1 << (token & 31))
+        for place in range(self._counted, len(new_ids)):
+            token = new_ids[place]
+            self._bits[token >> 5] |= np.uint32(1 << (token & 31))
         self._counted = len(new_ids)
-        return self._mask.view(np.int32)
+        return self._mask
 
 
 def seen_words(vocab_size: int) -> int:
