@@ -38,7 +38,8 @@ class StepBatch:
     write to them: the scheduler only updates the entries of block tables that have changed.
 
     Attributes:
-        input_ids: int64 [num_tokens]; virtual tokens have ids from the embedding's ``first_prompt_id`` on.
+        input_ids: int64 [num_tokens]; virtual tokens have ids from the embedding's ``first_prompt_id`` on; ``-1 - row``
+            is the token that the step before, which runs ahead, chooses for that row of its logits.
         position_ids: int64 [num_tokens]; each token's position in its sequence.
         rows: [num_rows, width], the virtual tokens that ``input_ids`` name, on the model's device.
         query_starts: int32 [num_sequences + 1]; where each sequence's tokens begin.
@@ -83,6 +84,7 @@ class RunnerStats:
         num_graphs: captured graphs.
         num_replayed_steps: steps that were replays of one.
         num_eager_steps: steps that were not.
+        num_ahead_steps: steps that were launched before the tokens of the one before were read.
         num_host_rows: tokens that were chosen on the host, because the device could not or was not sure.
         eager_reasons: for sizes of steps without a graph that could have one, the reason.
     """
@@ -90,6 +92,7 @@ class RunnerStats:
     num_graphs: int
     num_replayed_steps: int
     num_eager_steps: int
+    num_ahead_steps: int
     num_host_rows: int
     eager_reasons: Mapping[str, str]
 
@@ -126,7 +129,21 @@ class LaunchedStep(Protocol):
 
     @property
     def logits(self) -> Tensor:
-        """[num_logits, vocabulary], on the model's device; valid until the runner's next launch."""
+        """[num_logits, vocabulary], on the model's device; unless :attr:`runs_ahead`, valid until the next launch."""
+        ...
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next step may, and had better, be launched before :meth:`chosen` is called.
+
+        Every token is chosen on the device then, and the next step's batch may name it by its row; see
+        :class:`StepBatch`.
+        """
+        ...
+
+    @property
+    def overruled(self) -> Sequence[int]:
+        """Rows whose token in :meth:`chosen` is not the one that the next step has found on the device."""
         ...
 
     def chosen(self) -> list[Chosen | None]:
@@ -147,12 +164,16 @@ class Runner(Protocol):
         """The KV cache, with the model's layers."""
         ...
 
-    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None], /) -> LaunchedStep:
+    def launch(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None, /
+    ) -> LaunchedStep:
         """Start a step: write its keys and values, compute the wanted logits, choose a token for each.
 
         Args:
             batch: the step's tokens.
             rows: what is wanted for each row of the logits; None where a request reads the logits itself.
+            in_flight: for each of them, how many tokens the step before has chosen that are not among its ``new_ids``
+                yet, 0 or 1; None for none.
         """
         ...
 

@@ -56,6 +56,7 @@ class Engine:
         self._runner = runner
         self._max_step_tokens = max_step_tokens
         self._jobs: dict[int, Job] = {}
+        self._in_flight: Pending | None = None
         self._cancelled: deque[Job] = deque()
         self._warm_ups: weakref.WeakSet[WarmUp] = weakref.WeakSet()
         self.num_failed_steps = 0
@@ -82,9 +83,10 @@ class Engine:
             raise
 
     def step(self) -> bool:
-        """Compute what the scheduler plans next, and let the requests that are done leave.
+        """Launch what the scheduler plans next, and have the requests take in the tokens of the step before.
 
-        A failing step fails the requests that are in it; the others go on with the next one.
+        Where that step does not run ahead, its tokens were taken in before, and this one's are too. A failing step
+        fails the requests that are in it; the others go on with the next one.
 
         Returns:
             Whether there was something to do.
@@ -92,12 +94,19 @@ class Engine:
         self._leave_cancelled()
         if not self.has_work:
             return False
+        before, self._in_flight = self._in_flight, None
         plan: Plan | None = None
         try:
-            plan = self._scheduler.step(self._max_step_tokens)
-            self._finish(self._launch(plan))
+            if self._has_plans:
+                plan = self._scheduler.step(self._max_step_tokens)
+            try:
+                pending = None if plan is None else self._launch(plan)
+            finally:
+                overruled = self._take_in(before)
+            if plan is not None:
+                self._finish(pending, overruled)
         except BaseException as error:
-            self._recover(plan, error)
+            self._recover(plan, before, error)
         return True
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -125,6 +134,7 @@ class Engine:
     def close(self, error: Callable[[], Exception]) -> None:
         """End all requests with an error of their own, and refuse new ones with such an error."""
         self._closed = error
+        self._in_flight = None
         self._leave_cancelled()
         for request_id, job in list(self._jobs.items()):
             job.fail(error())
@@ -140,7 +150,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step has something to do."""
-        return self._scheduler.num_unfinished + self._scheduler.num_warming > 0
+        return self._has_plans or self._in_flight is not None
 
     def stats(self) -> EngineStats:
         """Counts and sizes so far."""
@@ -162,6 +172,8 @@ class Engine:
             IntegrityError: they disagree, or a page is lost; an error of this package.
         """
         self._leave_cancelled()
+        before, self._in_flight = self._in_flight, None
+        self._take_in(before)
         try:
             self._scheduler.check()
         except RuntimeError as error:
@@ -219,24 +231,46 @@ class Engine:
         batch, request_ids = self._builder.build(plan, self._source)
         jobs = [self._jobs[request_id] for request_id, _ in groupby(request_ids)]
         rows = [job.rows() for job in jobs]
-        launched = self._runner.launch(batch, [row for of_job in rows for row in of_job])
+        in_flight = [int(job.in_flight_row is not None) for job, of_job in zip(jobs, rows, strict=True) for _ in of_job]
+        launched = self._runner.launch(batch, [row for of_job in rows for row in of_job], in_flight)
         return Pending(launched, jobs, [len(of_job) for of_job in rows])
 
-    def _finish(self, pending: Pending | None) -> None:
-        """Choose the tokens of a step, hand them to the requests, and let those that are done leave."""
+    def _take_in(self, before: Pending | None) -> list[Job]:
+        """Have requests take in the tokens of a step that the scheduler is done with; those that got a wrong one ahead.
+
+        Requests that are done leave, also out of the step that was launched since.
+        """
+        changes = [] if before is None else advance(before)
+        for change in changes:
+            if change.job.done:
+                self._leave(change.job.request_id)
+        return [change.job for change in changes if change.overruled and not change.job.done]
+
+    def _finish(self, pending: Pending | None, overruled: Sequence[Job]) -> None:
+        """End the scheduler's step, with the tokens that were chosen; before they are known, if it runs ahead.
+
+        Args:
+            pending: the step; None where it has only pages to load.
+            overruled: requests that were given a wrong token for this step; what it computed for them does not count.
+        """
+        restarted = [] if pending is None else pending.restart(overruled)
+        if pending is not None and pending.runs_ahead:
+            self._scheduler.commit(pending.put_in_flight(), restarted)
+            self._in_flight = pending
+            return
         changes = [] if pending is None else advance(pending)
-        self._scheduler.commit([change.job.request_id for change in changes if change.job.done])
+        self._scheduler.commit([change.job.request_id for change in changes if change.job.done], restarted)
         for change in changes:
             if change.job.done:
                 self._forget(change.job.request_id)
             elif change.parents is not None:
                 self._scheduler.fork(change.job.request_id, change.parents)
 
-    def _recover(self, plan: Plan | None, cause: BaseException) -> None:
+    def _recover(self, plan: Plan | None, before: Pending | None, cause: BaseException) -> None:
         """Undo a step that failed, and fail the requests that it has lost.
 
-        These are its own, and those that wait for a prefix that it was to compute. Without a plan all are lost, for who
-        was to run is not known.
+        These are its own, those that wait for a prefix that it was to compute, and those whose tokens of the step
+        before could not be read. Without a plan all are lost, for who was to run is not known.
         """
         self.num_failed_steps += 1
         if self._scheduler.in_step:
@@ -247,6 +281,8 @@ class Engine:
             prefix_ids = {-1 - key for key in ids if key < 0} | set(plan.load_ids[: plan.num_loads].tolist())
             waiting = {key for key, job in self._jobs.items() if job.prefix and job.prefix.prefix_id in prefix_ids}
             lost = ids | waiting
+        if before is not None:
+            lost |= {job.request_id for job in before.jobs if job.in_flight_row is not None}
         for request_id, job in list(self._jobs.items()):
             if request_id in lost and not job.done:
                 job.fail(step_error(cause))
@@ -255,6 +291,10 @@ class Engine:
         for warm_up in list(self._warm_ups):
             if prefix_ids is None or warm_up.prefix_ids & prefix_ids:
                 warm_up.error = step_error(cause)
+
+    @property
+    def _has_plans(self) -> bool:
+        return self._scheduler.num_unfinished + self._scheduler.num_warming > 0
 
     def _leave_cancelled(self) -> None:
         while self._cancelled:

@@ -62,6 +62,8 @@ class Job(ABC):
         num_sequences: how many sequences it has at most.
         sequences: the live ones, in the scheduler's order.
         prefix: the prefix that it holds while it is in the engine.
+        in_flight_row: the row of the step under way that chooses its next token, while other steps go on with that
+            token; None otherwise.
         done: whether it has left the engine.
         error: why it failed, or None.
     """
@@ -74,6 +76,7 @@ class Job(ABC):
         self.num_sequences = num_sequences
         self.sequences = [SequenceState()]
         self.prefix: PrefixEntry | None = None
+        self.in_flight_row: int | None = None
         self.done = False
         self.error: Exception | None = None
 
@@ -82,18 +85,36 @@ class Job(ABC):
         """The rows of its prompt, [num_rows, width]."""
         return self.request.prompt_rows
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a step may go on with its next token before the token is known here."""
+        return False
+
+    @property
+    def ends_next(self) -> bool:
+        """Whether the next token is its last, whatever it is."""
+        return len(self.sequences[0].token_ids) + 1 >= self.max_new_tokens
+
     def ids(self, sequence: int, start: int, stop: int) -> TokenIds:
-        """The ids at positions ``start`` to ``stop`` of a sequence, the input's included."""
+        """The ids at positions ``start`` to ``stop`` of a sequence, the input's included; in flight: ``-1 - row``."""
         input_len = len(self.input_ids)
         if stop <= input_len:
             return self.input_ids[start:stop]
-        new_ids = self.sequences[sequence].token_ids[max(0, start - input_len) : stop - input_len]
+        known = self.sequences[sequence].token_ids
+        new_ids = known[max(0, start - input_len) : stop - input_len]
+        if self.in_flight_row is not None and stop > input_len + len(known):
+            new_ids.append(-1 - self.in_flight_row)
         return np.concatenate([self.input_ids[start:], np.asarray(new_ids, dtype=np.int64)])
 
     def id_at(self, sequence: int, position: int) -> int:
         """One id of :meth:`ids`."""
         new = position - len(self.input_ids)
-        return self.sequences[sequence].token_ids[new] if new >= 0 else int(self.input_ids[position])
+        if new < 0:
+            return int(self.input_ids[position])
+        known = self.sequences[sequence].token_ids
+        if self.in_flight_row is not None and new == len(known):
+            return -1 - self.in_flight_row
+        return known[new]
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
@@ -137,6 +158,11 @@ class SamplingJob(Job):
         self._deadline = _deadline(params)
         self._outputs: list[GenerationOutput | None] = [None] * params.num_return_sequences
         self.sequences = [self._new_sequence(0, params.num_return_sequences)]
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """With one sequence: where several end at different tokens, a step's rows are not known before."""
+        return self.num_sequences == 1
 
     def rows(self) -> Sequence[SamplingRow | None]:
         """A token for every live sequence; at the first step one for each that starts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ruprompt_fast.backends import RunnerStats
+from ruprompt_fast.backends.base import RunnerStats
 from ruprompt_fast.cache import PrefixCacheStats
 
 

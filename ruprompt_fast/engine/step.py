@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
@@ -16,37 +16,77 @@ if TYPE_CHECKING:
     from ruprompt_fast.backends.base import LaunchedStep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Pending:
-    """A step that was started.
+    """A step that was launched.
 
     Attributes:
         launched: what the device computes.
         jobs: the requests in it that get logits, in the order of their rows.
         num_rows: how many rows each of them has.
+        restarted: those of the requests whose tokens of this step do not count: they were given a wrong one before.
     """
 
     launched: LaunchedStep
     jobs: Sequence[Job]
     num_rows: Sequence[int]
+    restarted: set[Job] = field(default_factory=set)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next step is to be launched before this one's tokens are read."""
+        return self.launched.runs_ahead and all(job.can_run_ahead for job in self.jobs)
+
+    def restart(self, jobs: Sequence[Job]) -> list[int]:
+        """Leave out those of the requests that are in the step; their ids."""
+        self.restarted.update(job for job in jobs if job in self.jobs and not job.done)
+        return [job.request_id for job in self.restarted]
+
+    def put_in_flight(self) -> list[int]:
+        """Have every request go on with the token that it will get; the ids of those for which it is the last."""
+        ending = []
+        for row, job in enumerate(self.jobs):
+            if job.done or job in self.restarted:
+                continue
+            job.in_flight_row = row
+            if job.ends_next:
+                ending.append(job.request_id)
+        return ending
+
+    def spans(self) -> Iterator[tuple[Job, slice]]:
+        """The requests that take something in, and their rows."""
+        start = 0
+        for job, num_rows in zip(self.jobs, self.num_rows, strict=True):
+            span = slice(start, start + num_rows)
+            start = span.stop
+            if not job.done and job not in self.restarted:
+                yield job, span
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a step did to a request: for each sequence from now on, the one that it continues; None for no change."""
+    """What a step did to a request.
+
+    Attributes:
+        job: the request.
+        parents: for each sequence from now on, the one that it continues; None for no change.
+        overruled: whether the next step has been launched with another token than the one that was chosen.
+    """
 
     job: Job
     parents: list[int] | None
+    overruled: bool
 
 
 def advance(pending: Pending) -> list[Change]:
     """Wait for a step, and have every request take in what was chosen for it."""
     chosen = pending.launched.chosen()
-    changes, start = [], 0
-    for job, num_rows in zip(pending.jobs, pending.num_rows, strict=True):
-        span = slice(start, start + num_rows)
-        changes.append(Change(job, _advanced(job, chosen[span], pending.launched.logits[span])))
-        start = span.stop
+    overruled = pending.launched.overruled
+    changes = []
+    for job, span in pending.spans():
+        job.in_flight_row = None
+        parents = _advanced(job, chosen[span], pending.launched.logits[span])
+        changes.append(Change(job, parents, span.start in overruled))
     return changes
 
 

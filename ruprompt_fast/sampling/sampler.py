@@ -106,11 +106,15 @@ class SampledOnHost:
         logits: [num_logits, at least vocab_size].
         rows: what is wanted for each of them.
         sampler: chooses.
+        runs_ahead: never: the next step needs the tokens.
+        overruled: none.
     """
 
     logits: Tensor
     rows: Sequence[SamplingRow | None]
     sampler: Sampler
+    runs_ahead: bool = False
+    overruled: Sequence[int] = ()
 
     def chosen(self) -> list[Chosen | None]:
         """The tokens of every row; see :meth:`Sampler.sample`."""

@@ -92,7 +92,9 @@ class SecondRunner:
         self._buffers: dict[tuple[int, int, int], StepBuffers] = {}
         self._logits: dict[int, Tensor] = {}
 
-    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> SampledOnHost:
+    def launch(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
+    ) -> SampledOnHost:
         return SampledOnHost(self._computed(batch), rows, self._sampler)
 
     def stats(self) -> None:

@@ -48,7 +48,9 @@ class CpuRunner:
         self._switch = AttentionSwitch(model)
         self._sampler = Sampler(model.config.get_text_config().vocab_size, banned_ids)
 
-    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> SampledOnHost:
+    def launch(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
+    ) -> SampledOnHost:
         """Compute a step; its tokens are chosen when they are asked for."""
         return SampledOnHost(self._logits(batch), rows, self._sampler)
 

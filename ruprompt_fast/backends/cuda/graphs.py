@@ -40,9 +40,13 @@ class DecodeGraphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
+    def __contains__(self, bucket: Bucket) -> bool:
+        """Whether it is known how the bucket runs."""
+        return bucket in self._graphs or bucket in self.refusals
+
     def of(self, bucket: Bucket) -> Graph | None:
         """The bucket's graph, captured if there is none yet; None if it has to run eagerly."""
-        if bucket not in self._graphs and bucket not in self.refusals:
+        if bucket not in self:
             self._capture(bucket)
         return self._graphs.get(bucket)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ruprompt_fast.backends.base import RunnerLimits, RunnerStats, StepBatch
+from ruprompt_fast.backends.cuda.ahead import RunAhead
 from ruprompt_fast.backends.cuda.attending import Decoding, Prefilling
 from ruprompt_fast.backends.cuda.buckets import Bucket, Buckets
 from ruprompt_fast.backends.cuda.device import Device, Event, Launches
@@ -23,7 +25,7 @@ from ruprompt_fast.cache import num_pages_of
 from ruprompt_fast.integration import Attending, AttentionSwitch
 from ruprompt_fast.ops import step_ids
 from ruprompt_fast.ops.paged_prefill import HostLens
-from ruprompt_fast.sampling.sampling_rows import Chosen, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,23 +73,30 @@ class CudaRunner:
         self._results = [device.pinned((max_rows, _RESULT_WORDS), torch.int32) for _ in range(2)]
         self._no_rows = embedding.weight.new_empty((0, embedding.row_width))
         self._graphs = DecodeGraphs(device, self._decode_of, self._stage_rehearsal)
-        self._num_replayed = self._num_eager = self._num_host_rows = 0
+        self._run_ahead = RunAhead()
+        self._num_replayed = self._num_eager = self._num_ahead = self._num_host_rows = 0
         refusal = _why_eager(model)
         if refusal is not None:
             self._graphs.refusals.update(dict.fromkeys(self._buckets.largest_first(), refusal))
         elif device.captures_ahead:
             self._capture_all()
 
-    def launch(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> _Launched:
+    def launch(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
+    ) -> LaunchedOnDevice:
         """Start a step."""
+        self._num_ahead += bool(in_flight and any(in_flight))
         with torch.inference_mode():
-            logits, result = self._replayed(batch, rows) or self._eager(batch, rows)
+            logits, result = self._replayed(batch, rows, in_flight) or self._eager(batch, rows, in_flight)
             logits = logits[: len(rows)]
             if all(row is None for row in rows):
-                return _Launched(self, logits, rows, None, None)
+                return LaunchedOnDevice(self, logits, rows)
             self._results.reverse()
             host = self._results[0][: len(rows)]
-            return _Launched(self, logits, rows, host, self._device.fetch(result[: len(rows)], host))
+            event = self._device.fetch(result[: len(rows)], host)
+            runs_ahead = self._run_ahead.pays and self._staging.is_for_device
+            # The next step writes its logits to the same place.
+            return LaunchedOnDevice(self, logits.clone() if runs_ahead else logits, rows, host, event, runs_ahead)
 
     def stats(self) -> RunnerStats:
         """Counts so far."""
@@ -95,16 +104,26 @@ class CudaRunner:
             num_graphs=len(self._graphs),
             num_replayed_steps=self._num_replayed,
             num_eager_steps=self._num_eager,
+            num_ahead_steps=self._num_ahead,
             num_host_rows=self._num_host_rows,
             eager_reasons={str(bucket): reason for bucket, reason in self._graphs.refusals.items()},
         )
 
-    def finish(self, launched: _Launched) -> list[Chosen | None]:
-        """What was chosen for the rows of a step."""
+    def finish(self, launched: LaunchedOnDevice) -> list[Chosen | None]:
+        """Wait for a step; what was chosen for its rows."""
         if launched.event is None or launched.result is None:
             return [None] * len(launched.rows)
+        started = time.perf_counter()
         launched.event.wait()
-        return self._sampler.finish(launched.rows, launched.result.numpy(), launched.logits, self._undecided)
+        self._run_ahead.note(time.perf_counter() - started)
+        result = launched.result.numpy()
+        chosen = self._sampler.finish(launched.rows, result, launched.logits, self._undecided)
+        launched.overruled = [
+            row
+            for row, (choice, token) in enumerate(zip(chosen, result[:, 0].tolist(), strict=True))
+            if isinstance(choice, SampledToken) and choice.token_ids[0] != token
+        ]
+        return chosen
 
     def _undecided(self, logits: Tensor) -> Tensor:
         """Logits that the host has to decide on, in its memory."""
@@ -113,25 +132,32 @@ class CudaRunner:
         self._device.fetch(logits, host).wait()
         return host
 
-    def _replayed(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> tuple[Tensor, Tensor] | None:
+    def _replayed(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor] | None:
         """Replay a graph; None for a step that has none."""
         num_rows = len(batch.context_lens)
         if not num_rows == len(batch.input_ids) == len(rows) or len(batch.rows):
             return None
         bucket = self._buckets.of(num_rows, num_pages_of(int(batch.context_lens.max()), self.pages.page_size))
+        carried = None if bucket in self._graphs else self._carried.clone()  # capturing writes to it
         graph = self._graphs.of(bucket)
+        if carried is not None:
+            self._carried.copy_(carried)
         if graph is None:
             return None
-        self._staging.stage(batch, rows, self._shape_of(bucket))
+        self._staging.stage(batch, rows, in_flight, self._shape_of(bucket))
         graph.replay()
         self._num_replayed += 1
         logits, result = graph.outputs
         return logits, result
 
-    def _eager(self, batch: StepBatch, rows: Sequence[SamplingRow | None]) -> tuple[Tensor, Tensor]:
+    def _eager(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
         num_blocks = num_pages_of(int(batch.context_lens.max()), self.pages.page_size)
         shape = self._shape(len(batch.input_ids), len(batch.context_lens), len(rows), num_blocks)
-        self._staging.stage(batch, rows, shape)
+        self._staging.stage(batch, rows, in_flight, shape)
         inputs = self._staging.inputs(shape)
         self._num_eager += 1
         attending = Prefilling(self.pages, inputs, HostLens(batch.query_starts, batch.context_lens))
@@ -154,7 +180,7 @@ class CudaRunner:
         logits = cast(Tensor, output.logits[0])
         last_ids = ids if logits_at is None else ids[logits_at]
         result = self._sampler.launch(logits, inputs.settings, inputs.seen, last_ids)
-        self._carried[: len(result)].copy_(result[:, 0])
+        torch.clamp(result[:, 0], min=0, out=self._carried[: len(result)])
         return logits, result
 
     def _decode_of(self, bucket: Bucket) -> Launches:
@@ -177,7 +203,7 @@ class CudaRunner:
             write_slots=slots,
             logits_at=tokens,
         )
-        self._staging.stage(batch, [None] * count, self._shape_of(bucket))
+        self._staging.stage(batch, [None] * count, None, self._shape_of(bucket))
 
     def _capture_all(self) -> None:
         with torch.inference_mode():
@@ -199,15 +225,27 @@ class CudaRunner:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Launched:
-    """A :class:`~ruprompt_fast.backends.LaunchedStep`; see there."""
+@dataclass(slots=True, eq=False)
+class LaunchedOnDevice:
+    """A :class:`~ruprompt_fast.backends.LaunchedStep`.
+
+    Attributes:
+        runner: has launched it.
+        logits: [num_logits, vocabulary].
+        rows: what is wanted for each of them.
+        result: what the sampler chooses, in pinned host memory; None if nothing is wanted.
+        event: after that was copied.
+        runs_ahead: whether the next step is to be launched first.
+        overruled: rows where the host has chosen another token than the device.
+    """
 
     runner: CudaRunner
     logits: Tensor
     rows: Sequence[SamplingRow | None]
-    result: Tensor | None
-    event: Event | None
+    result: Tensor | None = None
+    event: Event | None = None
+    runs_ahead: bool = False
+    overruled: Sequence[int] = ()
 
     def chosen(self) -> list[Chosen | None]:
         """Wait for the step, and return what was chosen."""

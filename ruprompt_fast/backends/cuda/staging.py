@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.backends.cuda.device import Device, Event
+from ruprompt_fast.ops import SettingsFlag, SettingsWord
 
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import StepBatch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 Words: TypeAlias = "npt.NDArray[np.int32]"
+
+_WANTED_OF_DEVICE = SettingsFlag.WANTED | SettingsFlag.FOR_HOST
 
 _ALIGNMENT = 4  # words: kernels read tables and settings in pieces of 128 bits
 
@@ -114,6 +117,9 @@ class Staging:
         device: the device.
         largest: sizes that no step exceeds.
         sampler: stages what it needs for each row.
+
+    Attributes:
+        is_for_device: whether the device is to choose a token for every row of the step that was staged last.
     """
 
     def __init__(self, device: Device, largest: StepShape, sampler: DeviceSampler) -> None:
@@ -121,14 +127,28 @@ class Staging:
         self._sampler = sampler
         self._pinned = [device.pinned((largest.num_words,), torch.int32) for _ in range(2)]
         self._copied: list[Event | None] = [None, None]
+        self.is_for_device = False
         self._words = torch.zeros(largest.num_words, dtype=torch.int32, device=device.torch_device)
 
     def inputs(self, shape: StepShape) -> StepInputs:
         """The views of a step of that shape; they stay where they are."""
         return StepInputs(**{name: self._words[span].view(size) for name, (span, size) in shape.parts.items()})
 
-    def stage(self, batch: StepBatch, rows: Sequence[SamplingRow | None], shape: StepShape) -> None:
-        """Start copying a step's inputs to the device. The batch's arrays may be changed afterwards."""
+    def stage(
+        self,
+        batch: StepBatch,
+        rows: Sequence[SamplingRow | None],
+        in_flight: Sequence[int] | None,
+        shape: StepShape,
+    ) -> None:
+        """Start copying a step's inputs to the device. The batch's arrays may be changed afterwards.
+
+        Args:
+            batch: the step's tokens.
+            rows: what is wanted for each row of the logits.
+            in_flight: for each of them, how many tokens the step before has chosen that are not known here yet.
+            shape: the sizes that are staged.
+        """
         self._pinned.reverse()
         self._copied.reverse()
         if (event := self._copied[0]) is not None:
@@ -137,8 +157,10 @@ class Staging:
         parts = {name: words[span].reshape(size) for name, (span, size) in shape.parts.items()}
         _fill(parts, batch)
         settings, seen = parts["settings"], parts["seen"]
-        uses_seen = self._sampler.stage(rows, settings[: len(rows)], seen[: len(rows)])
+        uses_seen = self._sampler.stage(rows, settings[: len(rows)], seen[: len(rows)], in_flight)
         settings[len(rows) :] = 0
+        flags = settings[: len(rows), SettingsWord.FLAGS]
+        self.is_for_device = bool(np.all((flags & _WANTED_OF_DEVICE) == SettingsFlag.WANTED))
         num_words = shape.num_words if uses_seen else shape.words_before("seen")
         self._copied[0] = self._device.upload(self._pinned[0][:num_words], self._words[:num_words])
 
