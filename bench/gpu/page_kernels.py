@@ -70,8 +70,9 @@ def _paged_prefill(shape: _Heads, num_sequences: int, num_new: int, context: int
         starts = torch.arange(sequences + 1, dtype=torch.int32, device=setting.device) * new
         arguments = (query, cache.key_pages, cache.value_pages, starts, cache.context_lens, cache.block_tables)
         scaling = shape.head_dim**-0.5
+        host_lens = ops.HostLens(starts.cpu().numpy(), cache.context_lens.cpu().numpy())
         return Case(
-            lambda: ops.paged_prefill(*arguments, scaling=scaling),
+            lambda: ops.paged_prefill(*arguments, scaling=scaling, host_lens=host_lens),
             lambda: ops.paged_prefill_reference(*arguments, scaling=scaling),
             2 * sequences * length * shape.kv_heads * shape.head_dim * query.element_size() + 2 * query.nbytes,
         )
