@@ -16,6 +16,7 @@ from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops import paged_prefill, paged_prefill_reference
 from ruprompt_fast.ops.cuda import gathered_prefill as gathered
 from ruprompt_fast.ops.cuda.cards import V100, Card
+from ruprompt_fast.ops.cuda.paged_decode import paged_decode_cuda
 from ruprompt_fast.ops.cuda.paged_prefill import paged_prefill_cuda
 from ruprompt_fast.ops.cuda.varlen_attention import Packing, VarlenKernel
 
@@ -79,6 +80,17 @@ def test_nothing_to_do() -> None:
     assert make_prefill_case([]).run(paged_prefill).shape == (0, 4, 16)
     assert not make_prefill_case([], padding=70).run(paged_prefill).any()
     assert not make_prefill_case([Row(0, 0), Row(0, 0)], padding=2).run(paged_prefill).any()
+
+
+@CARDS
+def test_a_step_that_only_decodes_is_decoding(card: Card) -> None:
+    case = make_prefill_case([Row(40, 1), Row(1, 1), Row(300, 1)], dtype=torch.float16)
+    settings = {"sliding_window": 33, "softcap": 1.5}
+    actual = case.run(paged_prefill_cuda, card=card, host_lens=case.host_lens, **settings)
+    arguments = case.query, case.key_pages, case.value_pages, case.block_tables, case.context_lens
+    expected = paged_decode_cuda(*arguments, scaling=case.scaling, card=card, **settings)
+    assert torch.equal(actual, expected)
+    check(case, card, **settings)
 
 
 def test_any_strides_of_queries_and_tables() -> None:

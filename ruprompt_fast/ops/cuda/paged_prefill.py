@@ -10,6 +10,7 @@ from torch import Tensor
 from ruprompt_fast.kernels import paged_prefill as kernels
 from ruprompt_fast.ops.cuda.cards import Card, card_of
 from ruprompt_fast.ops.cuda.gathered_prefill import gathered_prefill
+from ruprompt_fast.ops.cuda.paged_decode import paged_decode_cuda
 from ruprompt_fast.ops.cuda.tiles import tile_of
 from ruprompt_fast.ops.cuda.varlen_attention import VarlenKernel, varlen_kernel
 
@@ -33,6 +34,19 @@ def paged_prefill_cuda(
 ) -> Tensor:
     """:func:`ruprompt_fast.ops.paged_prefill` of checked arguments; ``card`` defaults to the one that they are on."""
     card = card or card_of(query.device)
+    if host_lens is not None and len(query) == len(context_lens) and (host_lens.query_lens == 1).all():
+        # A step that only decodes, but not in a graph: decoding's kernel divides long contexts among programs.
+        return paged_decode_cuda(
+            query,
+            key_pages,
+            value_pages,
+            block_tables,
+            context_lens,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            card=card,
+        )
     with torch.cuda.device(query.get_device()):
         if host_lens is not None and sliding_window is not None and sliding_window >= host_lens.longest_context:
             sliding_window = None
