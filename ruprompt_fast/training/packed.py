@@ -158,12 +158,11 @@ class _Pack:
             self._add_candidates(example)
             return
         labels = example["labels"]
-        last = max(position for position, label in enumerate(labels) if label != IGNORED_LABEL)
+        generated = [position for position, label in enumerate(labels) if label != IGNORED_LABEL]
         # Nobody looks at the last token to generate.
-        start = self._add_text(example, example["input_ids"][:last])
-        for position, label in enumerate(labels):
-            if label != IGNORED_LABEL:
-                self._add_target(example, start, position - 1, label)
+        start = self._add_text(example, example["input_ids"][: generated[-1]])
+        for position in generated:
+            self._add_target(example, start, position - 1, labels[position])
 
     def pad(self, multiple: int) -> None:
         """Fill up to a multiple of so many tokens with a sequence that nobody looks at."""

@@ -234,6 +234,13 @@ def test_nobody_asks_a_packed_batch_for_padding(tmp_path: Path) -> None:
     assert model.config.pad_token_id == 0
 
 
+def test_batches_that_a_worker_packs_are_the_same(tmp_path: Path) -> None:
+    prompts = [make_prompt(), make_prompt()]
+    for num_workers, prompt in enumerate(prompts):
+        make_trainer(tmp_path, prompt, max_steps=3, dataloader_num_workers=num_workers).train()
+    assert torch.equal(prompts[0].rows(), prompts[1].rows())
+
+
 def test_a_padded_model_trains(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, make_prompt(), sharp_model("gptj"), max_steps=20, eval_dataset=ROWS)
     assert trainer.runner.name == "padded"
