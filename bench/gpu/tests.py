@@ -19,7 +19,12 @@ from gpu.kernels import CASES, Case
 from gpu.measurement import ROOT, Figures, Measurement, NotHere, Record, Setting, need
 
 # Files of the suite that do something on a card, and what to choose from them; the rest needs none.
-ON_CARD = ("tests/ops/test_*cuda*.py", "tests/backends/cuda/test_*.py", "tests/engine/test_*cuda*.py")
+ON_CARD = (
+    "tests/ops/test_*cuda*.py",
+    "tests/backends/cuda/test_*.py",
+    "tests/engine/test_*cuda*.py",
+    "tests/training/test_*cuda*.py",
+)
 # Without a card, these show that the command works; the whole suite runs the others.
 ON_CPU = ("tests/ops/test_splice_cuda.py",)
 PROCESSES = 6

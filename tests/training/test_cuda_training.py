@@ -29,8 +29,8 @@ HALF = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not
 HALF_ERROR = {torch.float16: 2**-8, torch.bfloat16: 2**-5}
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("dim", [32, 64, 96, 36])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("dim", [64, 96, 36])
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": 7}, {"softcap": 9.0}], ids=str)
 @pytest.mark.parametrize("backend", [None, SDPBackend.EFFICIENT_ATTENTION])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
