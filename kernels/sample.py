@@ -30,6 +30,7 @@ _WANTED = tl.constexpr(1)
 _SAMPLED = tl.constexpr(2)
 _LOGPROB = tl.constexpr(4)
 _FOR_HOST = tl.constexpr(8)
+_COUNTED = tl.constexpr(16)
 _LEFT_TO_HOST = tl.constexpr(1)
 _AMBIGUOUS = tl.constexpr(2)
 _NOT_FINITE = tl.constexpr(4)
@@ -60,6 +61,30 @@ def _penalized(scores, ids, seen_ptr, last_id, penalty, vocab_size):
 
 
 @triton.jit
+def _subtract_counts(logits_ptr, seen_ptr, last_id, scores_ptr, vocab_size, readable, BLOCK: tl.constexpr):
+    """Scores that are the logits less what the counted tokens lose."""
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        logits = tl.load(logits_ptr + ids, mask=ids < readable, other=float("-inf"))
+        tl.store(scores_ptr + ids, logits.to(tl.float32))
+    tl.debug_barrier()
+    size = tl.load(seen_ptr)
+    is_last_counted = tl.zeros((), tl.int32)
+    for start in range(0, size, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        ids = tl.load(seen_ptr + 2 + places, mask=places < size, other=-1)
+        is_last = ids == last_id
+        amounts = tl.load(seen_ptr + 2 + size + tl.where(is_last, size, 0) + places, mask=places < size, other=0)
+        scores = tl.load(scores_ptr + ids, mask=places < size, other=0.0)
+        tl.store(scores_ptr + ids, scores - amounts.to(tl.float32, bitcast=True), mask=places < size)
+        is_last_counted = tl.maximum(is_last_counted, tl.max(tl.where(is_last, 1, 0)))
+    if (is_last_counted == 0) & (last_id < vocab_size):
+        score = tl.load(scores_ptr + last_id)
+        tl.store(scores_ptr + last_id, score - tl.load(seen_ptr + 1).to(tl.float32, bitcast=True))
+    tl.debug_barrier()
+
+
+@triton.jit
 def _process(
     logits_ptr,
     words_ptr,
@@ -69,11 +94,14 @@ def _process(
     scores_ptr,
     vocab_size,
     readable,
+    is_counted,
     is_kept,
     HAS_BANNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The largest score, its first id, and whether it is a number and no score is NaN; keeps the scores if asked to."""
+    if is_counted:
+        _subtract_counts(logits_ptr, seen_ptr, last_id, scores_ptr, vocab_size, readable, BLOCK)
     penalty, temperature = _float(words_ptr, _PENALTY), _float(words_ptr, _TEMPERATURE)
     has_more_banned = tl.load(words_ptr + _BANNED) >= 0
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -81,7 +109,10 @@ def _process(
     is_nan = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        scores = tl.load(logits_ptr + ids, mask=ids < readable, other=float("-inf")).to(tl.float32)
+        if is_counted:
+            scores = tl.load(scores_ptr + ids)
+        else:
+            scores = tl.load(logits_ptr + ids, mask=ids < readable, other=float("-inf")).to(tl.float32)
         if penalty != 1.0:
             scores = _penalized(scores, ids, seen_ptr, last_id, penalty, vocab_size)
         if HAS_BANNED:
@@ -218,6 +249,7 @@ def sample_kernel(
             scores_ptr,
             vocab_size,
             readable // MULTIPLE * MULTIPLE,
+            (flags & _COUNTED) != 0,
             needs_scores,
             HAS_BANNED,
             BLOCK,

@@ -64,6 +64,7 @@ class SettingsFlag(IntFlag):
     SAMPLED = 2
     LOGPROB = 4
     FOR_HOST = 8
+    COUNTED = 16
 
 
 class Undecided(IntFlag):
@@ -83,6 +84,7 @@ def sample(
 
         scores = logits[:vocab_size].float()
         scores = where(seen, where(scores < 0, scores * penalty, scores / penalty), scores)
+        scores[counted] -= amounts                                        instead, with ``SettingsFlag.COUNTED``
         scores[banned] = -inf
         scores = scores / temperature
         token = argmax(scores)                                            without sampling
@@ -99,8 +101,10 @@ def sample(
         logits: ``[rows, at least vocab_size]``, float32, float16 or bfloat16, the last dimension contiguous; later
             columns are not used.
         settings: int32 ``[rows, SETTINGS_WORDS]``, see :class:`SettingsWord`; a row of zeros wants nothing.
-        seen: int32 ``[rows, ceil(vocab_size / 32)]``; bit ``id % 32`` of word ``id // 32`` says that the row has the
-            token. Not used in rows without a repetition penalty.
+        seen: int32 ``[rows, ceil(vocab_size / 32)]``. With a repetition penalty, bit ``id % 32`` of word ``id // 32``
+            says that the row has the token. With ``COUNTED``: n, the amount of a last id that is not among the counted,
+            then n ids, the n amounts of those that are not the last id, and the n amounts of each if it is; amounts
+            are float32 bits. Not used in other rows.
         last_ids: int32 or int64 ``[rows]``; one more token that the row has. Ids beyond the vocabulary are none.
         vocab_size: columns of the logits that are tokens.
         banned: bool ``[at least vocab_size]``; tokens that no row may choose, whatever its settings.
@@ -159,6 +163,7 @@ def _processed(
     is_seen = (seen[:, ids // 32] >> (ids % 32)) & 1 != 0
     is_seen = (is_seen | (ids == last_ids[:, None])) & (penalty != 1.0)
     scores = torch.where(is_seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+    scores = scores - _amounts(settings, seen, last_ids, vocab_size)
     more = settings[:, SettingsWord.BANNED :].long()
     places = torch.where((more < 0) | (more >= vocab_size), vocab_size, more)
     is_banned = torch.zeros(len(scores), vocab_size + 1, dtype=torch.bool, device=logits.device)
@@ -166,6 +171,24 @@ def _processed(
     if banned is not None:
         is_banned = is_banned | banned[:vocab_size]
     return scores.masked_fill(is_banned, -torch.inf) / _floats(settings, SettingsWord.TEMPERATURE)
+
+
+def _amounts(settings: Tensor, seen: Tensor, last_ids: Tensor, vocab_size: int) -> Tensor:
+    """What the scores of counted tokens lose, float32 [rows, vocab_size]."""
+    rows, width = seen.shape
+    amounts = torch.zeros(rows, vocab_size + 1, device=seen.device)
+    if width < 2:
+        return amounts[:, :vocab_size]
+    is_counted = settings[:, SettingsWord.FLAGS, None] & SettingsFlag.COUNTED != 0
+    size = torch.where(is_counted, seen[:, :1], 0).long()
+    places = torch.arange((width - 2) // 3, device=seen.device)
+    ids, once, again = (seen.gather(1, (2 + part * size + places).clamp(max=width - 1)) for part in range(3))
+    # One more column takes what is of no token.
+    ids = torch.where(places < size, ids, vocab_size).long()
+    last = torch.where(last_ids < vocab_size, last_ids, vocab_size).long()[:, None]
+    first = torch.where(is_counted, seen[:, 1:2], 0).view(torch.float32)
+    amounts = amounts.scatter(1, last, first)
+    return amounts.scatter(1, ids, torch.where(ids == last, again, once).view(torch.float32))[:, :vocab_size]
 
 
 def _kept(scores: Tensor, depths: Tensor, settings: Tensor) -> tuple[Tensor, Tensor, Tensor]:

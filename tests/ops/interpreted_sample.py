@@ -14,11 +14,13 @@ import torch
 import triton
 import triton.language as tl
 from backends.cuda.sampler_cases import DEVICE_KINDS, check, make_row, random_logits
+from tolerances import assert_close
 from triton.runtime.interpreter import InterpreterBuilder
 
+from ruprompt_fast.backends.cuda.sampler import DeviceSampler
 from ruprompt_fast.kernels import sample as kernels
 from ruprompt_fast.kernels import sampling_draw, sampling_limits
-from ruprompt_fast.ops import SettingsFlag, SettingsWord, Undecided
+from ruprompt_fast.ops import SettingsFlag, SettingsWord, Undecided, sample_reference
 from ruprompt_fast.ops.cuda.sample import reads_pieces
 from ruprompt_fast.ops.sample import RACE_BAND
 from ruprompt_fast.sampling.noise import gumbel, noise_key, random_words
@@ -180,6 +182,21 @@ def test_scores_of_one_depth_that_are_cut_apart() -> None:
     logits[:, 7] = 5.0
     step = check(rows_of({"do_sample": True, "top_p": 0.5}, 8), logits)
     assert Undecided.AMBIGUOUS in step.undecided
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("last", [3, 7, 700, 1006], ids=["counted", "counted too", "not counted", "virtual"])
+def test_counts_with_a_token_that_is_on_the_device_only(last: int) -> None:
+    row, logits = make_row({"frequency_penalty": 0.5, "logprobs": True}, num_new=0), random_logits(1, spread=0.3)
+    row.new_ids += [3, 7, 3, 8]
+    logits[0, [3, 7, 700]] = 3.0
+    sampler = DeviceSampler(1003, (), torch.device("cpu"))
+    settings, seen = (np.zeros((1, size), np.int32) for size in (sampler.words_per_row, sampler.seen_words))
+    sampler.stage([row], settings, seen, [1])
+    arguments = (logits, torch.from_numpy(settings), torch.from_numpy(seen), torch.tensor([last], dtype=torch.int32))
+    found, expected = sampler.launch(*arguments), sample_reference(*arguments, vocab_size=1003)
+    assert torch.equal(found[:, :2], expected[:, :2])
+    assert_close(found[:, 2].view(torch.float32), expected[:, 2].view(torch.float32))
 
 
 def test_rows_that_are_padding_or_the_host_s_are_not_touched() -> None:

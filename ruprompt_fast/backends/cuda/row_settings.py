@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ruprompt_fast.backends.cuda.row_history import CountedTokens, RowHistory, SeenTokens, Words
 from ruprompt_fast.ops import NUM_BANNED, SETTINGS_WORDS, SettingsFlag, SettingsWord
 from ruprompt_fast.sampling import filters, processors
 from ruprompt_fast.sampling.noise import stream_state
 from ruprompt_fast.sampling.sampler import COLD
 from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
-Words: TypeAlias = npt.NDArray[np.int32]
-
 _FILTERS = (filters.top_k, filters.top_p, filters.min_p)  # in the device's order
 _ALWAYS = 2**31 - 1
 _LEAST_SHARE = 1e-30  # float32 weights below 1e-38 lose digits
-
-
-class SeenTokens:
-    """The bit mask of the tokens that a row has read or generated.
-
-    Args:
-        row: its ids only grow. Ids beyond the vocabulary are virtual tokens, which do not count.
-        vocab_size: how many tokens there are.
-    """
-
-    def __init__(self, row: SamplingRow, vocab_size: int) -> None:
-        is_seen = np.zeros(seen_words(vocab_size) * 32, dtype=np.bool_)
-        is_seen[row.input_array[row.input_array < vocab_size]] = True
-        self._bits: npt.NDArray[np.uint32] = np.packbits(is_seen, bitorder="little").view("<u4")
-        self._mask = self._bits.view(np.int32)
-        self._counted = 0
-
-    def update(self, new_ids: Sequence[int]) -> Words:
-        """The mask with all of ``new_ids``, int32 [seen_words]."""
-        for place in range(self._counted, len(new_ids)):
-            token = new_ids[place]
-            self._bits[token >> 5] |= np.uint32(1 << (token & 31))
-        self._counted = len(new_ids)
-        return self._mask
-
-
-def seen_words(vocab_size: int) -> int:
-    """Words of a bit mask over the vocabulary."""
-    return -(-vocab_size // 32)
 
 
 class RowSettings:
@@ -60,20 +28,18 @@ class RowSettings:
 
     Attributes:
         stream_state: see :func:`~ruprompt_fast.sampling.noise.stream_state`.
-        seen: for a row with a repetition penalty, the tokens that it has.
+        history: for a row with a penalty, the tokens that it has.
     """
 
     def __init__(self, row: SamplingRow, vocab_size: int) -> None:
         self.stream_state = stream_state(row.params.seed, row.stream)
-        self.seen: SeenTokens | None = None
+        self.history: RowHistory | None = None
         self._bans: list[tuple[int, int, list[int]]] = []  # first and end of the numbers of new tokens, ids
         self._words = _neutral_words()
         self._valid = range(0)
         self._is_known = (
             self._knows_params(row) and self._knows_processors(row, vocab_size) and self._knows_filters(row)
         )
-        if self._is_known and self._words[SettingsWord.PENALTY] != _bits(1.0):
-            self.seen = SeenTokens(row, vocab_size)
 
     def words(self, num_new: int) -> Words:
         """The words for the token after ``num_new`` new ones, int32 [SETTINGS_WORDS], without the noise's key."""
@@ -112,9 +78,8 @@ class RowSettings:
             if not isinstance(processor, partial):
                 return False
             values: dict[str, Any] = processor.keywords
-            if processor.func is processors.penalize_repetition:
-                self._words[SettingsWord.PENALTY] = _bits(values["penalty"])
-                if not (values["penalty"] > 0 and _is_finite(values["penalty"])):
+            if processor.func in (processors.penalize_repetition, processors.penalize_counts):
+                if self.history is not None or not self._knows_penalty(row, vocab_size, **values):
                     return False
                 continue
             if processor.func is processors.ban:
@@ -126,6 +91,18 @@ class RowSettings:
             else:
                 return False
             self._bans.append((first, end, [token for token in values["token_ids"].tolist() if token < vocab_size]))
+        return True
+
+    def _knows_penalty(
+        self, row: SamplingRow, vocab_size: int, penalty: float = 1.0, presence: float = 0.0, frequency: float = 0.0
+    ) -> bool:
+        """Take in one kind of penalty, of repetitions or of counts: there is room for the tokens of one."""
+        if penalty != 1.0:
+            self._words[SettingsWord.PENALTY] = _bits(penalty)
+            self.history = SeenTokens(row, vocab_size)
+            return penalty > 0 and _is_finite(penalty)
+        self._words[SettingsWord.FLAGS] |= SettingsFlag.COUNTED
+        self.history = CountedTokens(presence, frequency)
         return True
 
     def _knows_filters(self, row: SamplingRow) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ruprompt_fast.backends.cuda.row_settings import RowSettings, Words, seen_words
-from ruprompt_fast.ops import SETTINGS_WORDS, SettingsWord, sample
+from ruprompt_fast.backends.cuda.row_history import Words, seen_words
+from ruprompt_fast.backends.cuda.row_settings import RowSettings
+from ruprompt_fast.ops import SETTINGS_WORDS, SettingsFlag, SettingsWord, sample
 from ruprompt_fast.sampling.noise import step_keys
 from ruprompt_fast.sampling.sampler import Sampler
 from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
@@ -29,7 +30,7 @@ class DeviceSampler:
 
     Attributes:
         words_per_row: int32 words of a row's settings.
-        seen_words: int32 words of a row's bit mask of the tokens that it has.
+        seen_words: int32 words of what a row's penalty needs to know of its tokens.
 
     Args:
         vocab_size: columns of the logits that are tokens.
@@ -74,11 +75,13 @@ class DeviceSampler:
             if row is None:
                 continue
             known = self._settings_of(row)
-            step = len(row.new_ids) + (in_flight[index] if in_flight else 0)
+            ahead = in_flight[index] if in_flight else 0
+            step = len(row.new_ids) + ahead
             settings[index] = known.words(step)
-            if known.seen is not None:
-                seen[index] = known.seen.update(row.new_ids)
+            if known.history is not None:
                 uses_seen = True
+                if not known.history.write(seen[index], row.new_ids, ahead):
+                    settings[index, SettingsWord.FLAGS] |= SettingsFlag.FOR_HOST
             wanted.append(index)
             states.append(known.stream_state)
             steps.append(step)

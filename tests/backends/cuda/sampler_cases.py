@@ -22,6 +22,8 @@ DEVICE_KINDS: dict[str, dict[str, Any]] = {
     "greedy with logprobs": {"logprobs": True},
     "repetition": {"repetition_penalty": 1.3},
     "repetition rewarded": {"repetition_penalty": 0.7, "do_sample": True},
+    "presence": {"presence_penalty": 1.7, "logprobs": True},
+    "frequency": {"presence_penalty": -0.3, "frequency_penalty": 0.7, "do_sample": True, "temperature": 1.1},
     "end later": {"min_new_tokens": 9, "eos_token_ids": (2, 7)},
     "suppressed": {"suppress_tokens": (1, 2, 3, VOCAB + 4), "begin_suppress_tokens": (4, 900), "logprobs": True},
     "sampled": {"do_sample": True, "logprobs": True},
@@ -39,8 +41,7 @@ DEVICE_KINDS: dict[str, dict[str, Any]] = {
     "all": {"do_sample": True, "top_k": 300, "top_p": 0.95, "min_p": 0.01, "temperature": 1.3, "logprobs": True},
 }
 HOST_KINDS: dict[str, dict[str, Any]] = {
-    "counts": {"presence_penalty": 0.5},
-    "frequencies": {"frequency_penalty": 0.5},
+    "penalties of both kinds": {"presence_penalty": 0.5, "repetition_penalty": 1.2},
     "n-grams": {"no_repeat_ngram_size": 2},
     "bad words": {"bad_words_ids": ((7,), (8, 9))},
     "biases": {"sequence_bias": (((3, 4), 1.0),)},

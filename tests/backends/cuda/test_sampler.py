@@ -24,12 +24,14 @@ from backends.cuda.sampler_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ruprompt_fast.backends.cuda.row_settings import RowSettings, seen_words
+from ruprompt_fast.backends.cuda.row_history import seen_words
+from ruprompt_fast.backends.cuda.row_settings import RowSettings
 from ruprompt_fast.backends.cuda.sampler import DeviceSampler
 from ruprompt_fast.errors import NonFiniteLogitsError
 from ruprompt_fast.ops import SettingsFlag, SettingsWord, Undecided
 from ruprompt_fast.requests.sampling_params import SamplingParams
 from ruprompt_fast.sampling.noise import gumbel, noise_key
+from ruprompt_fast.sampling.sampler import Sampler
 from ruprompt_fast.sampling.sampling_rows import SampledToken, SamplingRow
 
 EVERY_KIND = {**DEVICE_KINDS, **HOST_KINDS}
@@ -184,21 +186,48 @@ def test_a_long_list_of_bans_is_the_host_s_while_it_holds() -> None:
     assert undecided == [Undecided.FOR_HOST, 0, 0, 0]
 
 
-def test_tokens_that_are_on_the_device_only_count() -> None:
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
+@pytest.mark.parametrize("last", [0, 3, 8], ids=["of the input", "generated before", "new"])
+def test_tokens_that_are_on_the_device_only_count(penalty: str, last: int) -> None:
     """A step is staged before the token before it is known on the host."""
-    kind = {"do_sample": True, "repetition_penalty": 1.5, "min_new_tokens": 4, "eos_token_ids": (2,)}
+    kind = {"do_sample": True, penalty: 1.5, "min_new_tokens": 4, "eos_token_ids": (2,)}
     row, whole = make_row(kind), make_row(kind)
-    whole.new_ids.append(whole.input_ids[0])
+    whole.new_ids.append([*whole.input_ids, *whole.new_ids, 700][last])
+    logits = random_logits(1, spread=0.0)
+    logits[0, whole.new_ids[-1]] = 9.0
     sampler = DeviceSampler(VOCAB, BANNED, CPU)
-    results = []
-    for each, in_flight in ((row, [1]), (whole, None), (row, None)):
+    chosen = []
+    for each, in_flight in ((row, [1]), (whole, None)):
         words = np.zeros((1, sampler.words_per_row), np.int32)
         seen = np.zeros((1, sampler.seen_words), np.int32)
         assert sampler.stage([each], words, seen, in_flight)
-        last = torch.tensor([whole.new_ids[-1]])
-        results.append(sampler.launch(random_logits(1), torch.from_numpy(words), torch.from_numpy(seen), last))
-    assert torch.equal(results[0], results[1])
-    assert words[0, SettingsWord.BANNED] == 2
+        inputs = (torch.from_numpy(array) for array in (words, seen))
+        chosen.append(sampler.launch(logits, *inputs, torch.tensor([whole.new_ids[-1]])))
+        assert words[0, SettingsWord.BANNED] == -1
+    assert torch.equal(*chosen)
+    check([whole], logits)
+
+
+@pytest.mark.parametrize("num_new", [1, 400, 700])
+def test_counts_of_a_long_text(num_new: int) -> None:
+    kind = {"presence_penalty": 0.1, "frequency_penalty": 0.3}
+    rows: list[SamplingRow | None] = [make_row(kind, num_new, seed, 50257) for seed in range(3)]
+    for row in rows:
+        assert row is not None
+        row.new_ids.extend(row.new_ids[: num_new // 2])
+    step = check(rows, random_logits(3, vocab_size=50257, spread=0.1), (), 50257)
+    assert step.undecided == [Undecided.FOR_HOST if num_new == 700 else 0] * 3
+
+
+def test_counts_grow_from_step_to_step() -> None:
+    row, sampler = make_row({"frequency_penalty": 2.0}, num_new=0), DeviceSampler(VOCAB, (), CPU)
+    logits = random_logits(1, spread=1.0)
+    for _ in range(20):
+        step = Step(sampler, [row], logits)
+        assert step.chosen == Sampler(VOCAB).sample(logits, [row])
+        assert isinstance(step.chosen[0], SampledToken)
+        row.new_ids += step.chosen[0].token_ids
+    assert Undecided.FOR_HOST not in step.undecided or len(set(row.new_ids)) > 10
 
 
 def test_rows_are_kept_while_they_live_and_take_in_new_tokens() -> None:
