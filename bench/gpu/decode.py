@@ -162,7 +162,9 @@ def byte_floor(model: GPT2LMHeadModel, batch: int, context: float) -> float:
 
 
 def compiled_static(setting: Setting, record: Record) -> None:
-    """Transformers' best at batch 1: a static cache and a compiled forward; compiling does not count."""
+    """The best of transformers at batch 1: a static cache and a compiled forward; compiling does not count."""
+    if not setting.on_card:
+        raise NotHere("is compiled on a card only")
     model = their_model(setting)
     num_input, num_peer = (TOY_INPUT_TOKENS, TOY_PEER_TOKENS) if setting.toy else (NUM_INPUT_TOKENS, NUM_PEER_TOKENS)
     ids = torch.randint(0, model.config.vocab_size, (1, num_input), device=setting.device)

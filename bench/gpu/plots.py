@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,12 @@ BATCH = "decode, batch "
 
 
 def write_plots(report: dict[str, Any], out: Path) -> list[Path]:
-    """Draw what was measured; nothing without matplotlib."""
-    if find_spec("matplotlib") is None:
+    """Draw what was measured; nothing where matplotlib does not import."""
+    try:
+        import matplotlib
+    except ImportError:
         return []
+    matplotlib.use("Agg")
     entries = {entry["name"]: entry["figures"] for entry in report["stages"].get("speed", [])}
     drawn = []
     if rates := _decode_rates(entries):
@@ -38,9 +40,6 @@ def _decode_rates(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, flo
 
 
 def _axes(title: str) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
