@@ -1,7 +1,4 @@
-"""Triton kernel that chooses tokens: one program for each row, whose loops walk over the vocabulary in blocks.
-
-Scores are kept in float32 where a row needs more than one look at them.
-"""
+"""Triton kernel that chooses tokens: one program for each row, whose loops walk over the vocabulary in blocks."""
 
 from __future__ import annotations
 
@@ -9,130 +6,33 @@ import torch
 import triton
 import triton.language as tl
 
-from ruprompt_fast.kernels.sampling_draw import NO_PLACE, is_sure_of, race
+from ruprompt_fast.kernels.sampling_draw import is_sure_of, race
 from ruprompt_fast.kernels.sampling_limits import LOWEST, REACH, cut_equals, least_of_top_k, limits_of_top_p
+from ruprompt_fast.kernels.sampling_scores import (
+    AMBIGUOUS,
+    COUNTED,
+    DEPTH,
+    FOR_HOST,
+    KEY,
+    LEFT_TO_HOST,
+    LOGPROB,
+    NOT_FINITE,
+    SAMPLED,
+    TOP_K,
+    TOP_P,
+    WANTED,
+    float_at,
+    process,
+)
 
 # 512 threads with a 128-bit load of halves each.
 BLOCK = 4096
 WARPS = 16
 
-# Where a row's settings stand, what they ask for, and why a row is not decided: SettingsWord, SettingsFlag and
-# Undecided of ruprompt_fast.ops.sample.
-_KEY = tl.constexpr(1)
-_TEMPERATURE = tl.constexpr(3)
-_PENALTY = tl.constexpr(4)
-_TOP_K = tl.constexpr(5)
-_TOP_P = tl.constexpr(6)
-_DEPTH = tl.constexpr(7)
-_BANNED = tl.constexpr(8)
-_NUM_BANNED = tl.constexpr(8)
-_WANTED = tl.constexpr(1)
-_SAMPLED = tl.constexpr(2)
-_LOGPROB = tl.constexpr(4)
-_FOR_HOST = tl.constexpr(8)
-_COUNTED = tl.constexpr(16)
-_LEFT_TO_HOST = tl.constexpr(1)
-_AMBIGUOUS = tl.constexpr(2)
-_NOT_FINITE = tl.constexpr(4)
-
 # The search for the limit of top-p ends when this share of the probability is open, which is the chance that a draw
 # falls there and the host decides. A log-probability needs to know it better.
 _OPEN = tl.constexpr(2.0**-13)
 _OPEN_FOR_LOGPROB = tl.constexpr(2.0**-17)
-
-
-@triton.jit
-def _float(words_ptr, word: tl.constexpr):
-    return tl.load(words_ptr + word).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _ban(scores, ids, words_ptr):
-    for place in tl.static_range(_NUM_BANNED):
-        scores = tl.where(ids == tl.load(words_ptr + _BANNED + place), float("-inf"), scores)
-    return scores
-
-
-@triton.jit
-def _penalized(scores, ids, seen_ptr, last_id, penalty, vocab_size):
-    words = tl.load(seen_ptr + ids // 32, mask=ids < vocab_size, other=0)
-    is_seen = (((words >> (ids % 32)) & 1) != 0) | (ids == last_id)
-    return tl.where(is_seen, tl.where(scores < 0, scores * penalty, tl.math.div_rn(scores, penalty)), scores)
-
-
-@triton.jit
-def _subtract_counts(logits_ptr, seen_ptr, last_id, scores_ptr, vocab_size, readable, BLOCK: tl.constexpr):
-    """Scores that are the logits less what the counted tokens lose."""
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + ids, mask=ids < readable, other=float("-inf"))
-        tl.store(scores_ptr + ids, logits.to(tl.float32))
-    tl.debug_barrier()
-    size = tl.load(seen_ptr)
-    is_last_counted = tl.zeros((), tl.int32)
-    for start in range(0, size, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        ids = tl.load(seen_ptr + 2 + places, mask=places < size, other=-1)
-        is_last = ids == last_id
-        amounts = tl.load(seen_ptr + 2 + size + tl.where(is_last, size, 0) + places, mask=places < size, other=0)
-        scores = tl.load(scores_ptr + ids, mask=places < size, other=0.0)
-        tl.store(scores_ptr + ids, scores - amounts.to(tl.float32, bitcast=True), mask=places < size)
-        is_last_counted = tl.maximum(is_last_counted, tl.max(tl.where(is_last, 1, 0)))
-    if (is_last_counted == 0) & (last_id < vocab_size):
-        score = tl.load(scores_ptr + last_id)
-        tl.store(scores_ptr + last_id, score - tl.load(seen_ptr + 1).to(tl.float32, bitcast=True))
-    tl.debug_barrier()
-
-
-@triton.jit
-def _process(
-    logits_ptr,
-    words_ptr,
-    seen_ptr,
-    last_id,
-    banned_ptr,
-    scores_ptr,
-    vocab_size,
-    readable,
-    is_counted,
-    is_kept,
-    HAS_BANNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The largest score, its first id, and whether it is a number and no score is NaN; keeps the scores if asked to."""
-    if is_counted:
-        _subtract_counts(logits_ptr, seen_ptr, last_id, scores_ptr, vocab_size, readable, BLOCK)
-    penalty, temperature = _float(words_ptr, _PENALTY), _float(words_ptr, _TEMPERATURE)
-    has_more_banned = tl.load(words_ptr + _BANNED) >= 0
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    best_id = tl.full((BLOCK,), NO_PLACE, tl.int32)
-    is_nan = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        if is_counted:
-            scores = tl.load(scores_ptr + ids)
-        else:
-            scores = tl.load(logits_ptr + ids, mask=ids < readable, other=float("-inf")).to(tl.float32)
-        if penalty != 1.0:
-            scores = _penalized(scores, ids, seen_ptr, last_id, penalty, vocab_size)
-        if HAS_BANNED:
-            is_banned = tl.load(banned_ptr + ids, mask=ids < readable, other=1)
-            scores = tl.where(is_banned != 0, float("-inf"), scores)
-        if has_more_banned:
-            scores = _ban(scores, ids, words_ptr)
-        scores = tl.where(ids < vocab_size, scores, float("-inf"))
-        if temperature != 1.0:
-            scores = tl.math.div_rn(scores, temperature)
-        is_nan = tl.where(scores != scores, 1, is_nan)
-        is_better = scores > best
-        best_id = tl.where(is_better, ids, best_id)
-        best = tl.where(is_better, scores, best)
-        if is_kept:
-            tl.store(scores_ptr + ids, scores)
-    largest = tl.max(best)
-    first = tl.min(tl.where(best == largest, best_id, NO_PLACE))
-    is_number = (largest > float("-inf")) & (largest < float("inf")) & (tl.max(is_nan) == 0)
-    return largest, first, is_number
 
 
 @triton.jit
@@ -152,8 +52,8 @@ def _choose(
 ):
     """The token of a row that samples or wants a log-probability, whether it is ambiguous, and the log-probability."""
     least, is_gathered = tl.full((), LOWEST, tl.float32), tl.full((), 0, tl.int1)
-    top_k, top_p, depth_limit = tl.load(words_ptr + _TOP_K), _float(words_ptr, _TOP_P), _float(words_ptr, _DEPTH)
-    wants_logprob = (flags & _LOGPROB) != 0
+    top_k, top_p, depth_limit = tl.load(words_ptr + TOP_K), float_at(words_ptr, TOP_P), float_at(words_ptr, DEPTH)
+    wants_logprob = (flags & LOGPROB) != 0
     if top_k > 0:
         least, size, is_gathered = least_of_top_k(scores_ptr, ids_ptr, largest, top_k, size, BLOCK)
     kept, beyond = tl.full((), REACH, tl.float32), tl.full((), REACH, tl.float32)
@@ -177,8 +77,8 @@ def _choose(
     winner, ahead, sure_mass, mass = race(
         scores_ptr,
         ids_ptr,
-        tl.load(words_ptr + _KEY),
-        tl.load(words_ptr + _KEY + 1),
+        tl.load(words_ptr + KEY),
+        tl.load(words_ptr + KEY + 1),
         largest,
         least,
         kept,
@@ -192,7 +92,7 @@ def _choose(
         BLOCK,
     )
     is_near, depth = tl.full((), 0, tl.int1), tl.zeros((), tl.float32)
-    if (flags & _SAMPLED) != 0:
+    if (flags & SAMPLED) != 0:
         token = winner
         if is_gathered:
             token = tl.load(ids_ptr + winner)
@@ -235,12 +135,12 @@ def sample_kernel(
     out_ptr += row * 4
     flags = tl.load(words_ptr)
     token = tl.zeros((), tl.int32)
-    undecided = tl.where((flags & _FOR_HOST) != 0, _LEFT_TO_HOST, 0)
+    undecided = tl.where((flags & FOR_HOST) != 0, LEFT_TO_HOST, 0)
     logprob = tl.zeros((), tl.float32)
-    if (flags & (_WANTED | _FOR_HOST)) == _WANTED:
-        needs_scores = (flags & (_SAMPLED | _LOGPROB)) != 0
+    if (flags & (WANTED | FOR_HOST)) == WANTED:
+        needs_scores = (flags & (SAMPLED | LOGPROB)) != 0
         # Rows whose stride is a multiple of 8 are read in pieces of 128 bits, with up to 7 columns that do not count.
-        largest, first, is_number = _process(
+        largest, first, is_number = process(
             logits_ptr + tl.multiple_of(row * logits_stride, MULTIPLE),
             words_ptr,
             seen_ptr + row * seen_stride,
@@ -249,7 +149,7 @@ def sample_kernel(
             scores_ptr,
             vocab_size,
             readable // MULTIPLE * MULTIPLE,
-            (flags & _COUNTED) != 0,
+            (flags & COUNTED) != 0,
             needs_scores,
             HAS_BANNED,
             BLOCK,
@@ -272,9 +172,9 @@ def sample_kernel(
                     LOGPROB_BAND,
                     BLOCK,
                 )
-                undecided = tl.where(is_near, _AMBIGUOUS, 0)
+                undecided = tl.where(is_near, AMBIGUOUS, 0)
         else:
-            undecided = tl.where(is_number, 0, _NOT_FINITE)
+            undecided = tl.where(is_number, 0, NOT_FINITE)
     tl.store(out_ptr, token)
     tl.store(out_ptr + 1, undecided)
     tl.store(out_ptr + 2, logprob.to(tl.int32, bitcast=True))

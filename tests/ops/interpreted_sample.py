@@ -19,7 +19,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from ruprompt_fast.backends.cuda.sampler import DeviceSampler
 from ruprompt_fast.kernels import sample as kernels
-from ruprompt_fast.kernels import sampling_draw, sampling_limits
+from ruprompt_fast.kernels import sampling_draw, sampling_limits, sampling_scores
 from ruprompt_fast.ops import SettingsFlag, SettingsWord, Undecided, sample_reference
 from ruprompt_fast.ops.cuda.sample import reads_pieces
 from ruprompt_fast.ops.sample import RACE_BAND
@@ -216,7 +216,7 @@ def test_which_rows_are_read_in_pieces() -> None:
 
 def test_the_kernel_and_the_host_mean_the_same_words() -> None:
     names = [word.name for word in SettingsWord if word is not SettingsWord.FLAGS]
-    assert [getattr(kernels, f"_{name}").value for name in names] == [SettingsWord[name] for name in names]
-    assert [getattr(kernels, f"_{flag.name}").value for flag in SettingsFlag] == list(SettingsFlag)
-    reasons = (kernels._LEFT_TO_HOST, kernels._AMBIGUOUS, kernels._NOT_FINITE)
+    assert [getattr(sampling_scores, name).value for name in names] == [SettingsWord[name] for name in names]
+    assert [getattr(sampling_scores, str(flag.name)).value for flag in SettingsFlag] == list(SettingsFlag)
+    reasons = (sampling_scores.LEFT_TO_HOST, sampling_scores.AMBIGUOUS, sampling_scores.NOT_FINITE)
     assert [reason.value for reason in reasons] == list(Undecided)

@@ -12,7 +12,6 @@ triton = pytest.importorskip("triton")
 from ops.compiled import (  # noqa: E402
     ARCHITECTURES,
     MOST_SHARED_BYTES,
-    TORCH_TO_TRITON,
     accesses,
     compile_for,
     shared_bytes,
@@ -50,8 +49,9 @@ def compile_sample(dtype: str, arch: int, multiple: int = 8, has_banned: bool = 
     return compile_for(kernels.sample_kernel, TYPES, constants, dtype, arch, kernels.WARPS, ALIGNED)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", TORCH_TO_TRITON)
+@pytest.mark.parametrize(
+    ("dtype", "arch"), [("float16", arch) for arch in ARCHITECTURES] + [("float32", 75), ("bfloat16", 80)]
+)
 def test_rows_are_read_in_128_bit_pieces(dtype: str, arch: int, tmp_path: Path) -> None:
     compiled = compile_sample(dtype, arch)
     assert {"ld.global.v4.b32", "st.global.v4.b32"} <= accesses(compiled)
@@ -61,7 +61,7 @@ def test_rows_are_read_in_128_bit_pieces(dtype: str, arch: int, tmp_path: Path) 
     assert not uses_tensor_cores(compiled)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [70, 90])
 def test_rows_at_any_stride_compile(arch: int, tmp_path: Path) -> None:
     compiled = compile_sample("float16", arch, multiple=1, has_banned=False)
     assert stack_bytes(compiled, tmp_path) == 0
