@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ruprompt_fast.backends.cuda.kv_pool import DevicePages
 from ruprompt_fast.backends.cuda.staging import StepInputs
 from ruprompt_fast.integration import AttentionCall, refuse_position_bias
-from ruprompt_fast.ops import paged_decode, paged_prefill, write_kv_token_major
+from ruprompt_fast.ops import paged_decode, paged_prefill, prefix_decode, write_kv_token_major
 from ruprompt_fast.ops.paged_prefill import HostLens
 
 
@@ -17,27 +19,28 @@ class Decoding:
     Args:
         pages: the KV cache.
         inputs: the step's.
+        shares_prefixes: whether sequences that begin with the same pages read these together.
     """
 
-    def __init__(self, pages: DevicePages, inputs: StepInputs) -> None:
+    def __init__(self, pages: DevicePages, inputs: StepInputs, shares_prefixes: bool) -> None:
         self._pages = pages
         self._inputs = inputs
+        self._shares_prefixes = shares_prefixes
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Write the layer's keys and values, and attend."""
         refuse_position_bias(call)
-        keys, values = self._pages.keys[call.layer], self._pages.values[call.layer]
-        write_kv_token_major(call.key, call.value, keys, values, self._inputs.write_slots)
-        return paged_decode(
-            call.query,
-            keys,
-            values,
-            self._inputs.block_tables,
-            self._inputs.context_lens,
-            scaling=call.scaling,
-            sliding_window=call.sliding_window,
-            softcap=call.softcap,
-        )
+        inputs, keys, values = self._inputs, self._pages.keys[call.layer], self._pages.values[call.layer]
+        write_kv_token_major(call.key, call.value, keys, values, inputs.write_slots)
+        tensors = call.query, keys, values, inputs.block_tables, inputs.context_lens
+        scores: dict[str, Any] = {
+            "scaling": call.scaling,
+            "sliding_window": call.sliding_window,
+            "softcap": call.softcap,
+        }
+        if self._shares_prefixes:
+            return prefix_decode(*tensors, inputs.group_starts, inputs.prefix_lens, **scores)
+        return paged_decode(*tensors, **scores)
 
 
 class Prefilling:

@@ -10,6 +10,7 @@ import torch
 from ruprompt_fast.backends.cuda.device import CudaDevice, Device
 from ruprompt_fast.backends.cuda.kv_pool import DevicePages
 from ruprompt_fast.backends.cuda.layers import FusedLayers, prepare_layers
+from ruprompt_fast.backends.cuda.options import CudaOptions
 from ruprompt_fast.backends.cuda.runner import CudaRunner
 from ruprompt_fast.ops.cuda import cards
 
@@ -27,6 +28,7 @@ class CudaBackend:
     Args:
         device: torch's name of the card, or what takes the place of one.
         dtype: the dtype of the models that it runs.
+        options: what it is not to decide by itself.
 
     Raises:
         UnsupportedModelError: the installed torch or Triton has no code for the card.
@@ -35,8 +37,9 @@ class CudaBackend:
     page_size = DevicePages.page_size
     shares_memory = False
 
-    def __init__(self, device: torch.device | Device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device | Device, dtype: torch.dtype, options: CudaOptions | None = None) -> None:
         self._dtype = dtype
+        self._options = options or CudaOptions()
         if isinstance(device, torch.device):
             device = CudaDevice(device)
             cards.check_has_code(device.card)
@@ -64,4 +67,4 @@ class CudaBackend:
     ) -> CudaRunner:
         """A runner that computes the model's steps."""
         pages = DevicePages(self._device, shapes, limits.num_pages, self._dtype)
-        return CudaRunner(model, embedding, self._device, pages, limits, banned_ids)
+        return CudaRunner(model, embedding, self._device, pages, limits, banned_ids, self._options)

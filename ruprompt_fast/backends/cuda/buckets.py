@@ -16,13 +16,16 @@ class Bucket:
     Attributes:
         num_rows: sequences; those that are missing are padding.
         num_blocks: pages of a sequence.
+        shares_prefixes: whether sequences that begin with the same pages read these together.
     """
 
     num_rows: int
     num_blocks: int
+    shares_prefixes: bool = False
 
     def __str__(self) -> str:
-        return f"{self.num_rows} sequences of {self.num_blocks} pages"
+        shared = " with shared prefixes" if self.shares_prefixes else ""
+        return f"{self.num_rows} sequences of {self.num_blocks} pages{shared}"
 
 
 class Buckets:
@@ -41,15 +44,16 @@ class Buckets:
         self.rows = tuple(_row_sizes(max_rows))
         self.blocks = tuple(_block_sizes(max_blocks))
 
-    def of(self, num_rows: int, num_blocks: int) -> Bucket:
+    def of(self, num_rows: int, num_blocks: int, shares_prefixes: bool = False) -> Bucket:
         """The smallest that holds a step."""
         return Bucket(
             next(size for size in self.rows if size >= num_rows),
             next(size for size in self.blocks if size >= num_blocks),
+            shares_prefixes,
         )
 
     def largest_first(self) -> list[Bucket]:
-        """All of them; smaller ones then find room in the memory of larger ones."""
+        """All that share no prefixes; smaller ones then find room in the memory of larger ones."""
         return sorted((Bucket(rows, blocks) for rows in self.rows for blocks in self.blocks), reverse=True)
 
     @property

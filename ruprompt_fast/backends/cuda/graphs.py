@@ -23,9 +23,6 @@ class DecodeGraphs:
         device: captures them.
         launches_of: for a bucket, its decode step over static buffers; the first of the outputs are the logits.
         rehearse: puts inputs into the buffers of a bucket that every kernel of the step can run on.
-
-    Attributes:
-        refusals: for buckets that run eagerly, the reason.
     """
 
     def __init__(
@@ -35,20 +32,31 @@ class DecodeGraphs:
         self._launches_of = launches_of
         self._rehearse = rehearse
         self._graphs: dict[Bucket, Graph] = {}
-        self.refusals: dict[Bucket, str] = {}
+        self._refusals: dict[Bucket, str] = {}
+        self._refusal_of_all: str | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def __contains__(self, bucket: Bucket) -> bool:
         """Whether it is known how the bucket runs."""
-        return bucket in self._graphs or bucket in self.refusals
+        return bucket in self._graphs or bucket in self._refusals or self._refusal_of_all is not None
 
     def of(self, bucket: Bucket) -> Graph | None:
         """The bucket's graph, captured if there is none yet; None if it has to run eagerly."""
         if bucket not in self:
             self._capture(bucket)
         return self._graphs.get(bucket)
+
+    def refuse_all(self, reason: str) -> None:
+        """Capture nothing."""
+        self._refusal_of_all = reason
+
+    def reasons(self) -> dict[str, str]:
+        """For what runs eagerly and might not, the reason."""
+        if self._refusal_of_all is not None:
+            return {"all sizes": self._refusal_of_all}
+        return {str(bucket): reason for bucket, reason in self._refusals.items()}
 
     def _capture(self, bucket: Bucket) -> None:
         launches = self._launches_of(bucket)
@@ -59,7 +67,7 @@ class DecodeGraphs:
             graph.replay()
             _check_replay(graph.outputs[0], expected)
         except Exception as error:  # whatever a model does that a graph cannot hold: eager steps can
-            self.refusals[bucket] = described(error)
+            self._refusals[bucket] = described(error)
         else:
             self._graphs[bucket] = graph
 

@@ -19,12 +19,15 @@ from ruprompt_fast.backends.cuda.buckets import Bucket, Buckets
 from ruprompt_fast.backends.cuda.device import Device, Event, Launches
 from ruprompt_fast.backends.cuda.graphs import DecodeGraphs
 from ruprompt_fast.backends.cuda.kv_pool import DevicePages
+from ruprompt_fast.backends.cuda.options import CudaOptions
+from ruprompt_fast.backends.cuda.prefix_sharing import PrefixSharing
 from ruprompt_fast.backends.cuda.sampler import DeviceSampler
 from ruprompt_fast.backends.cuda.staging import Staging, StepInputs, StepShape
 from ruprompt_fast.cache import num_pages_of
 from ruprompt_fast.integration import Attending, AttentionSwitch
 from ruprompt_fast.ops import step_ids
 from ruprompt_fast.ops.paged_prefill import HostLens
+from ruprompt_fast.ops.prefix_decode import SharedPrefixes
 from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class CudaRunner:
         pages: the KV cache, with the model's layers.
         limits: the sizes of what it is given.
         banned_ids: token ids that are never generated.
+        options: what it does not decide by itself.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class CudaRunner:
         pages: DevicePages,
         limits: RunnerLimits,
         banned_ids: Sequence[int],
+        options: CudaOptions,
     ) -> None:
         self._model = model
         self._embedding = embedding
@@ -73,11 +78,12 @@ class CudaRunner:
         self._results = [device.pinned((max_rows, _RESULT_WORDS), torch.int32) for _ in range(2)]
         self._no_rows = embedding.weight.new_empty((0, embedding.row_width))
         self._graphs = DecodeGraphs(device, self._decode_of, self._stage_rehearsal)
-        self._run_ahead = RunAhead()
+        self._run_ahead = RunAhead(options.runs_ahead)
+        self._prefix_sharing = PrefixSharing(model, pages, device.card, options.shares_prefixes)
         self._num_replayed = self._num_eager = self._num_ahead = self._num_host_rows = 0
-        refusal = _why_eager(model)
+        refusal = _why_eager(model) if options.graphs else "graphs are switched off."
         if refusal is not None:
-            self._graphs.refusals.update(dict.fromkeys(self._buckets.largest_first(), refusal))
+            self._graphs.refuse_all(refusal)
         elif device.captures_ahead:
             self._capture_all()
 
@@ -106,7 +112,7 @@ class CudaRunner:
             num_eager_steps=self._num_eager,
             num_ahead_steps=self._num_ahead,
             num_host_rows=self._num_host_rows,
-            eager_reasons={str(bucket): reason for bucket, reason in self._graphs.refusals.items()},
+            eager_reasons=self._graphs.reasons(),
         )
 
     def finish(self, launched: LaunchedOnDevice) -> list[Chosen | None]:
@@ -139,14 +145,16 @@ class CudaRunner:
         num_rows = len(batch.context_lens)
         if not num_rows == len(batch.input_ids) == len(rows) or len(batch.rows):
             return None
-        bucket = self._buckets.of(num_rows, num_pages_of(int(batch.context_lens.max()), self.pages.page_size))
+        shared = self._prefix_sharing.of(batch)
+        num_blocks = num_pages_of(int(batch.context_lens.max()), self.pages.page_size)
+        bucket = self._buckets.of(num_rows, num_blocks, shared is not None)
         carried = None if bucket in self._graphs else self._carried.clone()  # capturing writes to it
         graph = self._graphs.of(bucket)
         if carried is not None:
             self._carried.copy_(carried)
         if graph is None:
             return None
-        self._staging.stage(batch, rows, in_flight, self._shape_of(bucket))
+        self._staging.stage(batch, rows, in_flight, self._shape_of(bucket), shared)
         graph.replay()
         self._num_replayed += 1
         logits, result = graph.outputs
@@ -185,7 +193,9 @@ class CudaRunner:
 
     def _decode_of(self, bucket: Bucket) -> Launches:
         inputs = self._staging.inputs(self._shape_of(bucket))
-        return partial(self._computed, inputs, self._no_rows, Decoding(self.pages, inputs), None)
+        return partial(
+            self._computed, inputs, self._no_rows, Decoding(self.pages, inputs, bucket.shares_prefixes), None
+        )
 
     def _stage_rehearsal(self, bucket: Bucket) -> None:
         """Put inputs into a bucket's buffers: every sequence attends to the first one's token, on the trash page."""
@@ -203,7 +213,8 @@ class CudaRunner:
             write_slots=slots,
             logits_at=tokens,
         )
-        self._staging.stage(batch, [None] * count, None, self._shape_of(bucket))
+        alone = SharedPrefixes(np.array([0, count], dtype=np.int32), np.zeros(count, dtype=np.int32))
+        self._staging.stage(batch, [None] * count, None, self._shape_of(bucket), alone)
 
     def _capture_all(self) -> None:
         with torch.inference_mode():

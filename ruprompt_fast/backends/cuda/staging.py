@@ -20,6 +20,7 @@ from ruprompt_fast.ops import SettingsFlag, SettingsWord
 if TYPE_CHECKING:
     from ruprompt_fast.backends.base import StepBatch
     from ruprompt_fast.backends.cuda.sampler import DeviceSampler
+    from ruprompt_fast.ops.prefix_decode import SharedPrefixes
     from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 Words: TypeAlias = "npt.NDArray[np.int32]"
@@ -63,6 +64,8 @@ class StepShape:
             "query_starts": (self.num_rows + 1,),
             "context_lens": (self.num_rows,),
             "logits_at": (self.num_logits,),
+            "group_starts": (self.num_rows + 1,),
+            "prefix_lens": (self.num_rows,),
             "block_tables": (self.num_rows, self.num_blocks),
             "settings": (self.num_logits, self.settings_words),
             "seen": (self.num_logits, self.seen_words),
@@ -94,6 +97,8 @@ class StepInputs:
         query_starts: [num_rows + 1].
         context_lens: [num_rows]; 0 for padding.
         logits_at: [num_logits].
+        group_starts: [num_rows + 1]; the groups of rows that share a prefix, where these are read together.
+        prefix_lens: [num_rows]; the tokens of a row's group that they share.
         block_tables: [num_rows, num_blocks].
         settings: [num_logits, settings_words], for the sampler.
         seen: [num_logits, seen_words], likewise; stale where no row needs it.
@@ -105,6 +110,8 @@ class StepInputs:
     query_starts: Tensor
     context_lens: Tensor
     logits_at: Tensor
+    group_starts: Tensor
+    prefix_lens: Tensor
     block_tables: Tensor
     settings: Tensor
     seen: Tensor
@@ -140,6 +147,7 @@ class Staging:
         rows: Sequence[SamplingRow | None],
         in_flight: Sequence[int] | None,
         shape: StepShape,
+        shared: SharedPrefixes | None = None,
     ) -> None:
         """Start copying a step's inputs to the device. The batch's arrays may be changed afterwards.
 
@@ -148,6 +156,7 @@ class Staging:
             rows: what is wanted for each row of the logits.
             in_flight: for each of them, how many tokens the step before has chosen that are not known here yet.
             shape: the sizes that are staged.
+            shared: which rows share a prefix, where these are read together.
         """
         self._pinned.reverse()
         self._copied.reverse()
@@ -156,6 +165,8 @@ class Staging:
         words: Words = self._pinned[0].numpy()
         parts = {name: words[span].reshape(size) for name, (span, size) in shape.parts.items()}
         _fill(parts, batch)
+        if shared is not None:
+            _fill_groups(parts, shared)
         settings, seen = parts["settings"], parts["seen"]
         uses_seen = self._sampler.stage(rows, settings[: len(rows)], seen[: len(rows)], in_flight)
         settings[len(rows) :] = 0
@@ -163,6 +174,14 @@ class Staging:
         self.is_for_device = bool(np.all((flags & _WANTED_OF_DEVICE) == SettingsFlag.WANTED))
         num_words = shape.num_words if uses_seen else shape.words_before("seen")
         self._copied[0] = self._device.upload(self._pinned[0][:num_words], self._words[:num_words])
+
+
+def _fill_groups(parts: dict[str, Words], shared: SharedPrefixes) -> None:
+    starts, prefix_lens = parts["group_starts"], parts["prefix_lens"]
+    starts[: len(shared.group_starts)] = shared.group_starts
+    starts[len(shared.group_starts) :] = shared.group_starts[-1]
+    prefix_lens[: len(shared.prefix_lens)] = shared.prefix_lens
+    prefix_lens[len(shared.prefix_lens) :] = 0
 
 
 def _fill(parts: dict[str, Words], batch: StepBatch) -> None:
