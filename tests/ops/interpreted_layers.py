@@ -22,9 +22,9 @@ def test_norms_and_residuals(family: str) -> None:
         assert relative_error(model(ids).logits, expected) <= 2e-6
 
 
-@pytest.mark.parametrize("card", [V100, Card("H100", (9, 0))], ids=lambda card: card.name)
-def test_int8(card: Card) -> None:
-    model, ids = sharp_model("gpt2").half(), torch.arange(3, 8)[None]
+@pytest.mark.parametrize(("card", "num_tokens"), [(V100, 2), (Card("H100", (9, 0)), 5)], ids=["rows", "tile"])
+def test_int8(card: Card, num_tokens: int) -> None:
+    model, ids = sharp_model("gpt2").half(), torch.arange(3, 3 + num_tokens)[None]
     model.lm_head = copy.deepcopy(model.lm_head)  # a tied one would come back as it was
     prepared = prepare_layers(model, "int8", card)
     with torch.inference_mode():

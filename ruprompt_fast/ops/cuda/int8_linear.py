@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
@@ -27,7 +27,7 @@ _FEW_ROWS = 4
 # it once from memory: as long as the library takes with a 16-bit weight. The plain weight costs five readings.
 _MOST_ROWS = 16
 _MOST_TILE_ROWS = 64
-# Memory of the plain weight that is made for the library; a larger one is made in parts.
+# Memory of a plain weight that is made for a moment; a larger one is made in parts.
 _PLAIN_BYTES = 64 << 20
 
 
@@ -52,8 +52,12 @@ class Int8Weight:
             )
         self.shape, self.dtype, self.device = weight.shape, weight.dtype, weight.device
         self._card = card
-        values, self._scales = quantize(weight.detach().float())
-        self._values = F.pad(values, (0, -weight.shape[1] % _ALIGNMENT)).contiguous()  # Conv1D's lies by columns
+        out_features, in_features = weight.shape
+        stride = in_features + -in_features % _ALIGNMENT
+        self._values = torch.zeros((out_features, stride), dtype=torch.int8, device=weight.device)
+        self._scales = torch.empty(out_features, device=weight.device)
+        for part in _parts(out_features, 4 * in_features):  # an output layer in float32 is large
+            self._values[part, :in_features], self._scales[part] = quantize(weight[part].detach().float())
 
     @property
     def num_bytes(self) -> int:
@@ -156,9 +160,7 @@ def _by_library(
 ) -> Tensor:
     from ruprompt_fast.kernels import int8_linear as kernels
 
-    channels = max(1, _PLAIN_BYTES // (x.shape[1] * x.element_size()))
-    for start in range(0, len(values), channels):
-        part = slice(start, start + channels)
+    for part in _parts(len(values), x.shape[1] * x.element_size()):
         weight = x.new_empty((len(values[part]), x.shape[1]))
         kernels.launch_plain(values[part], scales[part], weight)
         if bias is None:
@@ -166,3 +168,9 @@ def _by_library(
         else:
             torch.addmm(bias[part], x, weight.t(), out=out[:, part])
     return activate(out, activation)
+
+
+def _parts(num_channels: int, bytes_per_channel: int) -> Iterator[slice]:
+    """The channels of a weight, as many at once as may be plain."""
+    step = max(1, _PLAIN_BYTES // bytes_per_channel)
+    yield from (slice(start, min(start + step, num_channels)) for start in range(0, num_channels, step))
