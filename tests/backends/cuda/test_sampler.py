@@ -24,6 +24,7 @@ from backends.cuda.sampler_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ruprompt_fast.backends.cuda.rehearsal import RehearsalDevice
 from ruprompt_fast.backends.cuda.row_history import seen_words
 from ruprompt_fast.backends.cuda.row_settings import RowSettings
 from ruprompt_fast.backends.cuda.sampler import DeviceSampler
@@ -252,6 +253,23 @@ def test_a_step_without_penalties_needs_no_masks() -> None:
     assert seen.all()
     assert not words[0].any()
     assert sampler.seen_words == seen_words(VOCAB) == 32
+
+
+def test_a_recorded_launch_follows_its_buffers_and_waits_for_nothing() -> None:
+    device, sampler = RehearsalDevice(), DeviceSampler(VOCAB, BANNED, CPU)
+    settings, seen = (np.zeros((2, size), np.int32) for size in (sampler.words_per_row, sampler.seen_words))
+    inputs = torch.from_numpy(settings), torch.from_numpy(seen), torch.zeros(2, dtype=torch.int32)
+    logits = random_logits(2)
+    graph = device.capture(lambda: [sampler.launch(logits, *inputs)])
+    for kind in ("all", "repetition", "frequency", "greedy"):
+        rows: list[SamplingRow | None] = [make_row(DEVICE_KINDS[kind]), None]
+        sampler.stage(rows, settings, seen)
+        inputs[2][0] = rows[0].new_ids[-1] if rows[0] is not None else 0
+        logits += 0.1 * torch.randn(logits.shape)
+        graph.replay()
+        chosen = sampler.finish(rows, graph.outputs[0].numpy(), logits, torch.clone)
+        assert chosen[0] == Step(sampler, rows, logits).chosen[0]
+    assert device.num_fetches == 0
 
 
 def test_nothing_is_read_where_all_is_decided() -> None:
