@@ -90,8 +90,8 @@ class FastPromptModel(ServedModel):
             dtype: the weights' dtype; None takes the file's on a GPU and float32 on a CPU. A model given as an object
                 keeps its own unless this is set.
             device: None takes the GPU if there is one; a model given as an object stays where it is.
-            quantization: ``"int8"`` keeps the weights of the frozen matrices as 8-bit integers (CPU, float32 or
-                bfloat16); activations stay in ``dtype``.
+            quantization: ``"int8"`` keeps the weights of the frozen matrices as 8-bit integers (on a CPU in float32 or
+                bfloat16 only); activations stay in ``dtype``.
             max_batch_size: maximum number of concurrent sequences.
             max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others'.
             kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at
