@@ -13,6 +13,7 @@
 An implementation never imports an operator that dispatches to it: what both need is in ``_checks`` and ``_errors``.
 """
 
+from ruprompt_fast.ops.add_norm import add_norm, add_norm_reference, norm, norm_reference
 from ruprompt_fast.ops.cpu.kv_pages import kv_page_shapes
 from ruprompt_fast.ops.cpu.memory import release_memory
 from ruprompt_fast.ops.cuda.id_errors import check_errors
@@ -57,6 +58,8 @@ __all__ = [
     "SettingsFlag",
     "SettingsWord",
     "Undecided",
+    "add_norm",
+    "add_norm_reference",
     "check_errors",
     "copy_pages",
     "copy_pages_at_once",
@@ -65,6 +68,8 @@ __all__ = [
     "frozen_linear",
     "frozen_linear_reference",
     "kv_page_shapes",
+    "norm",
+    "norm_reference",
     "paged_attention",
     "paged_attention_reference",
     "paged_decode",
