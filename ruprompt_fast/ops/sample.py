@@ -11,10 +11,6 @@ from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops._checks import DTYPE_NAMES, runs_kernels
 
 # The order of floats is trusted only where they lie further apart than both sides' errors.
-# Shares of the probability: the weights are off by 3e-7 (an exponential of 2**-22, its argument rounded) and NumPy's by
-# 2e-7; a kernel's sums over 50,257 are 13 additions in each of 4096 lanes and 12 of a tree, at most 1.5e-6 off. The
-# share is a quotient of two such sums: at most 4e-6, if all errors had one sign.
-MASS_BAND = 2.0**-18
 # Logarithms: where a draw is won, a score is at most 26 below the largest, which is rounded to 1e-6. The logarithm of
 # the exponential variate is off by 6e-6 (2**-22 of at most 23) and by 4e-6 of the variate's own error. Two of these are
 # compared: at most 2.2e-5.
@@ -27,6 +23,16 @@ LOGPROB_BAND = 2.0**-15
 
 _LOWEST = torch.finfo(torch.float32).min
 _MASK = 0xFFFFFFFF
+
+
+def mass_band(vocab_size: int) -> float:
+    """How near to the limit of top-p a share of the probability may be before rounding decides.
+
+    A kernel's sums over 2**16 tokens are 16 additions in each of 4096 lanes and 12 of a tree: at most 1.7e-6 off. The
+    share is a quotient of two, in which most of the weights' own errors cancel: at most 3.6e-6. Further tokens are
+    further additions.
+    """
+    return 2.0**-18 * max(1.0, vocab_size / 2**16)
 
 
 class SettingsWord(IntEnum):
@@ -121,7 +127,7 @@ def sample(
     from ruprompt_fast.ops.cuda.sample import sample_cuda
 
     _check(logits, settings, seen, last_ids, vocab_size, banned)
-    bands = (MASS_BAND, RACE_BAND, DEPTH_BAND, LOGPROB_BAND)
+    bands = (mass_band(vocab_size), RACE_BAND, DEPTH_BAND, LOGPROB_BAND)
     return sample_cuda(logits, settings, seen, last_ids, vocab_size, banned, bands)
 
 
@@ -203,7 +209,8 @@ def _kept(scores: Tensor, depths: Tensor, settings: Tensor) -> tuple[Tensor, Ten
     reached = weights.cumsum(dim=-1)
     before, total = reached - weights, reached[:, -1:]
     top_p = _floats(settings, SettingsWord.TOP_P).double()
-    within = torch.stack((before < (top_p - MASS_BAND) * total, before < (top_p + MASS_BAND) * total))
+    band = mass_band(vocab_size)
+    within = torch.stack((before < (top_p - band) * total, before < (top_p + band) * total))
     within[:, :, 0].fill_(True)  # an assignment makes a tensor on the host first, which a graph cannot replay
     within = within | (top_p >= 1.0)
     certain, possible = torch.zeros_like(within).scatter(2, order.expand_as(within), within) & depths.isfinite()

@@ -21,7 +21,7 @@ from ops.compiled import (  # noqa: E402
 from triton.compiler import CompiledKernel  # noqa: E402
 
 from ruprompt_fast.kernels import sample as kernels  # noqa: E402
-from ruprompt_fast.ops.sample import DEPTH_BAND, LOGPROB_BAND, MASS_BAND, RACE_BAND  # noqa: E402
+from ruprompt_fast.ops.sample import DEPTH_BAND, LOGPROB_BAND, RACE_BAND, mass_band  # noqa: E402
 
 TYPES = {
     "logits_ptr": "*{dtype}",
@@ -39,7 +39,7 @@ TYPES = {
     "seen_stride": "i32",
     "scores_stride": "i32",
 }
-BANDS = {"MASS_BAND": MASS_BAND, "RACE_BAND": RACE_BAND, "DEPTH_BAND": DEPTH_BAND, "LOGPROB_BAND": LOGPROB_BAND}
+BANDS = {"MASS_BAND": mass_band(50257), "RACE_BAND": RACE_BAND, "DEPTH_BAND": DEPTH_BAND, "LOGPROB_BAND": LOGPROB_BAND}
 # The columns of the scores are whole blocks; a vocabulary of 50257 has logits with a stride of 50264.
 ALIGNED = {"settings_stride", "scores_stride"}
 

@@ -40,6 +40,8 @@ class RowSettings:
         self._is_known = (
             self._knows_params(row) and self._knows_processors(row, vocab_size) and self._knows_filters(row)
         )
+        if not self._is_known:
+            self.history = None
 
     def words(self, num_new: int) -> Words:
         """The words for the token after ``num_new`` new ones, int32 [SETTINGS_WORDS], without the noise's key."""
@@ -74,6 +76,7 @@ class RowSettings:
         return row.num_samples == 1 and params.temperature >= COLD and _is_finite(params.temperature)
 
     def _knows_processors(self, row: SamplingRow, vocab_size: int) -> bool:
+        """Take in the penalties, and when which tokens are banned; whether there is nothing else."""
         for processor in row.processors:
             if not isinstance(processor, partial):
                 return False
