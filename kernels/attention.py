@@ -44,7 +44,7 @@ _HALF_TILES = (
     (256, Tile(rows=16, keys=16, warps=8)),
 )
 _FLOAT_TILES = (
-    (32, Tile(rows=32, keys=32, warps=8)),
+    (32, Tile(rows=32, keys=16, warps=4)),
     (64, Tile(rows=32, keys=16, warps=8)),
     (256, Tile(rows=16, keys=16, warps=8)),
 )

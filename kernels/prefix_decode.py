@@ -72,8 +72,12 @@ def prefix_decode_kernel(
         present = (lane < QUERIES * HEADS) & (rows < stop) & (in_group < group)
         heads = kv_head * group + in_group
         prefix = tl.load(prefix_lens_ptr + start, mask=sharing < groups, other=0)
-        # Parts lie one after another, [parts, rows, heads, dim].
-        places = (part.to(tl.int64) * num_rows + rows) * kv_heads * group + heads
+        # Parts lie one after another, [parts, rows, heads, dim]. From a tile's first row on, 32 bits reach, and 64 in
+        # each thread would spill.
+        first_place = (part.to(tl.int64) * num_rows + first_row) * kv_heads * group
+        out_ptr += first_place * VALUE_DIM
+        lse_ptr += first_place
+        places = lane // HEADS * kv_heads * group + heads
         if part * SPLIT < prefix:
             context = tl.load(lens_ptr + rows, mask=present, other=0)
             sees_from = tl.maximum(context - window, 0) if WINDOW else tl.zeros_like(context)

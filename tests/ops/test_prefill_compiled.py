@@ -54,7 +54,6 @@ INDICES = {"ld.global.b32"}
         ("float16", 64, True),
         ("float16", 96, True),
         ("float16", 256, True),
-        ("bfloat16", 128, False),
         ("float32", 64, True),
     ],
 )

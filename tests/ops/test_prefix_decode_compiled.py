@@ -36,10 +36,7 @@ SINGLE = {"ld.global.b32", "st.global.b32"}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("dtype", "dim", "masked"),
-    [("float16", 64, False), ("float16", 96, True), ("float16", 256, True), ("float32", 128, True)],
-)
+@pytest.mark.parametrize(("dtype", "dim", "masked"), [("bfloat16", 256, True), ("float16", 96, False)])
 def test_kernel(dtype: str, dim: int, masked: bool, arch: int, tmp_path: Path) -> None:
     tile = tile_for(dim, dim, getattr(torch, dtype), arch >= 80)
     constants = {
