@@ -62,8 +62,10 @@ def splice_kernel(
     if block == 0:
         bad_position = tl.min(tl.where(is_bad, position, num_ids))
         if bad_position < num_ids:
-            # Only the program that swaps the mark in first describes its id, so the slots never mix two ids.
-            if tl.atomic_cas(error_ptr, tl.full((), 0, tl.int64), tl.full((), 1, tl.int64)) == 0:
+            # Only the program that swaps the mark in first describes its id, so the slots never mix two ids. It swaps
+            # the mark's lower half: Triton 3.4 cannot compile a swap of 64 bits.
+            mark_ptr = error_ptr.to(tl.pointer_type(tl.int32))
+            if tl.atomic_cas(mark_ptr, tl.full((), 0, tl.int32), tl.full((), 1, tl.int32)) == 0:
                 tl.store(error_ptr + 1, tl.load(ids_ptr + bad_position).to(tl.int64))
                 tl.store(error_ptr + 2, bad_position)
                 tl.store(error_ptr + 3, tl.full((), 0, tl.int64) + token_limit)
