@@ -81,6 +81,21 @@ def random_logits(
     return torch.nn.functional.pad(numbers, (0, 5), value=99.0).to(dtype)
 
 
+class Staged:
+    """What a step's rows want, as tensors."""
+
+    def __init__(self, rows: list[SamplingRow | None], vocab_size: int, device: str = "cpu") -> None:
+        self.sampler = DeviceSampler(vocab_size, (), torch.device(device))
+        settings = np.zeros((len(rows), self.sampler.words_per_row), dtype=np.int32)
+        seen = np.zeros((len(rows), self.sampler.seen_words), dtype=np.int32)
+        self.sampler.stage(rows, settings, seen)
+        self.settings, self.seen = torch.from_numpy(settings).to(device), torch.from_numpy(seen).to(device)
+        self.last_ids = torch.tensor([0 if row is None else row.input_ids[-1] for row in rows], device=device)
+
+    def launch(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.sampler.launch(logits, self.settings, self.seen, self.last_ids)
+
+
 class Step:
     """A step of rows through a sampler, whose reads are kept."""
 
