@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Launches: TypeAlias = Callable[[], Sequence[Tensor]]
 """Starts kernels on buffers that stay where they are, and returns the tensors that they write."""
+
+# What a step computes with beside the pages: activations, gathered pages on an old card, and what graphs hold.
+_STEP_BYTES = 512 << 20
 
 
 class Event(Protocol):
@@ -109,12 +113,13 @@ class CudaDevice:
         self._copies = torch.cuda.Stream(self.torch_device)
         self._captures = torch.cuda.Stream(self.torch_device)
         self._graph_pool = torch.cuda.graph_pool_handle()
+        self._abandoned: list[torch.cuda.CUDAGraph] = []
 
     def free_bytes(self) -> int:
-        """Bytes that the driver could give to torch, or torch has and does not use."""
+        """Bytes that the driver could give to torch, or torch has and does not use, without those that steps need."""
         free, _ = torch.cuda.mem_get_info(self.torch_device)
         held = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
-        return free + held
+        return max(0, free + held - _STEP_BYTES)
 
     def pages(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Memory of the device, zeroed: a damaged page must not depend on who had the memory before."""
@@ -122,7 +127,7 @@ class CudaDevice:
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Zeros in pinned host memory."""
-        return torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
+        return torch.zeros(tuple(shape), dtype=dtype, device="cpu", pin_memory=True)
 
     def upload(self, source: Tensor, target: Tensor) -> Event:
         """Copy to the device."""
@@ -136,7 +141,7 @@ class CudaDevice:
 
     def save(self, tensor: Tensor) -> Tensor:
         """A copy in pinned host memory, made on the stream for copies."""
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         self._copies.wait_stream(self._current)
         with torch.cuda.stream(self._copies):
             copy.copy_(tensor, non_blocking=True)
@@ -157,17 +162,44 @@ class CudaDevice:
         The launches run there before: Triton compiles, cuBLAS takes its workspace for the stream. Other threads may
         call CUDA while it records.
         """
-        self._captures.wait_stream(self._current)
-        with torch.cuda.stream(self._captures):
-            launches()
-        self._current.wait_stream(self._captures)
+        # Torch synchronizes the current device; a thread of our own begins on the first one.
+        with torch.cuda.device(self.torch_device):
+            self._captures.wait_stream(self._current)
+            # Also around the recording: one that fails does not give the thread its own stream back.
+            with torch.cuda.stream(self._captures):
+                launches()
+                graph = self._recorded(launches)
+            self._current.wait_stream(self._captures)
+        return graph
+
+    def _recorded(self, launches: Launches) -> Graph:
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(
             graph, pool=self._graph_pool, stream=self._captures, capture_error_mode="thread_local"
         )
-        with recording:
-            outputs = launches()
+        try:
+            with recording:
+                outputs = launches()
+        except Exception as error:
+            self._abandon(graph)
+            # What went wrong, rather than that the recording could not be ended after it.
+            raise (error.__context__ or error) from None
         return _CapturedGraph(graph, outputs)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Undo what a recording that failed leaves behind.
+
+        Up to torch 2.12 the allocator goes on to record, which it refuses to do twice in one pool, and so does the
+        generator of random numbers, which then gives none to anybody.
+        """
+        self._abandoned.append(graph)  # the allocator may still ask it whether it records
+        end_recording: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end_recording is not None:
+            with suppress(RuntimeError):  # it has been ended
+                end_recording(self.torch_device.index, self._graph_pool)
+        self._graph_pool = torch.cuda.graph_pool_handle()
+        generator = torch.cuda.default_generators[self.torch_device.index]
+        generator.graphsafe_set_state(generator.clone_state())
 
     @property
     def _current(self) -> torch.cuda.Stream:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,8 @@ from ruprompt_fast.prompts import KVShape
 class DevicePages:
     """Token-major pages for the keys and values of every layer; see :class:`~ruprompt_fast.cache.PagePool`.
 
-    Layers of one shape are one tensor, so that a page is copied in all of them at once. A page more than the scheduler
-    knows, the *trash page*, is for what runs only to fill up a step.
+    Neighbouring layers of one shape are one tensor, so that a page is copied in all of them at once. A page more than
+    the scheduler knows, the *trash page*, is for what runs only to fill up a step.
 
     Args:
         device: where they are.
@@ -47,7 +49,7 @@ class DevicePages:
         self._device = device
         self._dtype = dtype
         self._layers = [shape for shape in shapes for _ in range(shape.num_layers)]
-        self._groups = [self._group(shape, num_pages + 1) for shape in shapes]
+        self._groups = [self._group(shape, num_pages + 1) for shape in _merged(shapes)]
         self.keys = [layer for keys, _ in self._groups for layer in keys]
         self.values = [layer for _, values in self._groups for layer in values]
 
@@ -155,8 +157,18 @@ class DevicePages:
         outside = index[(index < 0) | (index >= self.num_pages)]
         if len(outside):
             raise TensorArgumentError(f"pages must be in 0 .. {self.num_pages - 1}; found {outside.tolist()}.")
-        return index.to(self._device.torch_device)
+        # A copy from memory that is not pinned would wait for all that the device has been given.
+        staged = self._device.pinned(index.shape, index.dtype).copy_(index)
+        arrived = torch.empty_like(index, device=self._device.torch_device)
+        self._device.upload(staged, arrived)
+        return arrived
 
 
 def _page_shapes(layer: KVShape, num_pages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return token_major_page_shapes(num_pages, layer.num_key_value_heads, layer.head_dim, layer.value_width)
+
+
+def _merged(shapes: Sequence[KVShape]) -> list[KVShape]:
+    """The same layers, with neighbours of one shape in one."""
+    equal = (list(group) for _, group in groupby(shapes, lambda shape: replace(shape, num_layers=1)))
+    return [replace(group[0], num_layers=sum(shape.num_layers for shape in group)) for group in equal]

@@ -44,7 +44,7 @@ def slots_of(device_index: int) -> IdErrorSlots:
     """The slots that the kernels of one CUDA device write to."""
     slots = _slots_by_device.get(device_index)
     if slots is None:
-        slots = IdErrorSlots(torch.zeros(NUM_SLOTS, dtype=torch.int64, pin_memory=True))
+        slots = IdErrorSlots(torch.zeros(NUM_SLOTS, dtype=torch.int64, device="cpu", pin_memory=True))
         _slots_by_device[device_index] = slots
     return slots
 

@@ -39,20 +39,21 @@ def sample_cuda(
     ids = torch.empty_like(scores, dtype=torch.int32)
     padded = -(-vocab_size // _PIECE) * _PIECE
     in_pieces = reads_pieces(logits, padded) and (banned is None or len(banned) >= padded)
-    kernels.launch_sample(
-        logits,
-        settings,
-        seen,
-        last_ids,
-        None if banned is None else banned.view(torch.uint8),
-        scores,
-        ids,
-        out,
-        vocab_size,
-        padded if in_pieces else vocab_size,
-        _PIECE if in_pieces else 1,
-        bands,
-    )
+    with torch.cuda.device(logits.get_device()):
+        kernels.launch_sample(
+            logits,
+            settings,
+            seen,
+            last_ids,
+            None if banned is None else banned.view(torch.uint8),
+            scores,
+            ids,
+            out,
+            vocab_size,
+            padded if in_pieces else vocab_size,
+            _PIECE if in_pieces else 1,
+            bands,
+        )
     return out
 
 

@@ -11,5 +11,6 @@ from ruprompt_fast.kernels import step_ids as kernels
 def step_ids_cuda(ids: Tensor, positions: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`ruprompt_fast.ops.step_ids` of checked arguments."""
     out_ids, out_positions = (torch.empty_like(part, dtype=torch.int64) for part in (ids, positions))
-    kernels.launch_step_ids(ids, positions, carried, out_ids, out_positions)
+    with torch.cuda.device(ids.get_device()):
+        kernels.launch_step_ids(ids, positions, carried, out_ids, out_positions)
     return out_ids, out_positions
