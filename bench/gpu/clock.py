@@ -6,7 +6,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class _Side:
     """A candidate with what it took; one that fails once is not asked again."""
 
     def __init__(self, make: Callable[[], Candidate], device: str) -> None:
-        self.timing = Timing()
+        self._timing = Timing()
         self.candidate: Candidate | None = None
         self._device = device
         self._bases: list[float] = []
@@ -145,9 +145,9 @@ class _Side:
             self._bases.append(wall_seconds(lambda: base(round), self._device))
 
         def run() -> None:
-            self.timing.output = candidate.run(round)
+            self._timing.output = candidate.run(round)
 
-        self.timing.seconds.append(wall_seconds(run, self._device))
+        self._timing.seconds.append(wall_seconds(run, self._device))
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
@@ -159,25 +159,30 @@ class _Side:
             self._give_up(traceback.format_exc())
 
     def _give_up(self, error: str) -> None:
-        self.timing.error, self.candidate = error, None
+        self._timing.error, self.candidate = error, None
 
     def result(self) -> Timing:
-        """What it took, less the fastest base."""
+        """What it took so far, less the fastest base."""
         base = min(self._bases, default=0.0)
-        self.timing.seconds = [seconds - base for seconds in self.timing.seconds]
-        return self.timing
+        return replace(self._timing, seconds=[seconds - base for seconds in self._timing.seconds])
 
 
-def in_turns(makers: Mapping[str, Callable[[], Candidate]], device: str) -> dict[str, Timing]:
+def in_turns(
+    makers: Mapping[str, Callable[[], Candidate]],
+    device: str,
+    after_round: Callable[[dict[str, Timing]], None] = lambda timings: None,
+) -> dict[str, Timing]:
     """Time candidates side by side, one round of each and then the next; one that fails leaves the others alone.
 
     Args:
         makers: what makes each candidate, by name.
         device: where they compute.
+        after_round: is given what they took so far, as there may be no time for another round.
     """
     sides = {name: _Side(make, device) for name, make in makers.items()}
     rounds = max((side.candidate.rounds for side in sides.values() if side.candidate is not None), default=0)
     for round in range(1, 1 + rounds):
         for side in sides.values():
             side.time_round(round)
+        after_round({name: side.result() for name, side in sides.items()})
     return {name: side.result() for name, side in sides.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-BATCH = "decode, batch "
+DECODE = "decode, "
 
 
 def write_plots(report: dict[str, Any], out: Path) -> list[Path]:
@@ -31,11 +31,12 @@ def _decode_rates(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, flo
     """Tokens per second by candidate and batch."""
     rates: dict[str, dict[int, float]] = {}
     for name, figures in entries.items():
-        if not name.startswith(BATCH):
+        if not name.startswith(DECODE):
             continue
+        batch = int(name.rpartition(" ")[2])
         for figure, value in figures.items():
             if figure.endswith(", tokens/s"):
-                rates.setdefault(figure.removesuffix(", tokens/s"), {})[int(name.removeprefix(BATCH))] = value
+                rates.setdefault(figure.removesuffix(", tokens/s"), {})[batch] = value
     return rates
 
 

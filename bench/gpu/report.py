@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.measurement import Setting
-from gpu.stage_file import write_json
+from gpu.stage_file import NOT_BEGUN, write_json
 from gpu.wanted import CARD, judged
 
 REPORT = "report.json"
@@ -44,7 +44,11 @@ def write_report(
 
 def num_failed(report: dict[str, Any]) -> int:
     """Measurements that failed."""
-    return sum(entry["status"] == "failed" for entries in report["stages"].values() for entry in entries)
+    return _num(report, "failed")
+
+
+def _num(report: dict[str, Any], status: str) -> int:
+    return sum(entry["status"] == status for entries in report["stages"].values() for entry in entries)
 
 
 def print_report(report: dict[str, Any], path: Path) -> None:
@@ -65,6 +69,9 @@ def print_report(report: dict[str, Any], path: Path) -> None:
     print(f"{card}; driver {machine['driver']}; commit {machine['commit']}")
     if machine["missing"]:
         print(f"not installed: {', '.join(machine['missing'])}")
+    unfinished = _num(report, "cut off") + _num(report, NOT_BEGUN)
+    if unfinished:
+        print(f"{unfinished} had no time: give more with --patience")
     print(f"{num_failed(report)} failed, {sum(report['seconds'].values()):.0f} s; all of it is in {path}")
 
 

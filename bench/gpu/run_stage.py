@@ -20,8 +20,9 @@ BROKEN_CONTEXT = 70
 
 def measure(measurements: Sequence[Measurement], setting: Setting, file: StageFile) -> int:
     """Run what has not begun yet; returns the exit status of this process."""
+    file.plan([measurement.name for measurement in measurements])
     for measurement in measurements:
-        if not file.known(measurement.name):
+        if measurement.name not in file.begun:
             _measure(measurement, setting, file)
             if setting.on_card and not _context_works():
                 return BROKEN_CONTEXT
@@ -71,21 +72,22 @@ def run_stage(
     """
     deadline = time.monotonic() + limit_s
     while True:
-        begun = len(file.measurements)
+        begun = len(file.begun)
         with file.log.open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             why = _watch(process, file, deadline, on_change)
         file.reload()
+        time_is_over = time.monotonic() >= deadline
         if (entry := file.running) is not None:
-            file.end(entry, "failed", f"{why}\n{file.log_tail()}")
-        elif process.returncode != 0 and len(file.measurements) == begun:
+            file.end(entry, "cut off" if time_is_over else "failed", f"{why}\n{file.log_tail()}")
+        elif process.returncode != 0 and len(file.begun) == begun:
             # It does not even get as far as the next measurement.
             file.end(file.begin("start", 0.0), "failed", f"{why}\n{file.log_tail()}")
-            deadline = 0.0
+            time_is_over = True
         on_change()
-        if process.returncode == 0 or time.monotonic() >= deadline:
+        if process.returncode == 0 or time_is_over:
             return
 
 

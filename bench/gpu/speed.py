@@ -28,7 +28,8 @@ def measurements(setting: Setting) -> list[Measurement]:
         _of_serving("prompts are free", "prompts_are_free", setting, 40.0),
         _of_serving("first token", "first_token", setting, 15.0),
         *(_timed_kernel(name, setting) for name in CASES if not name.startswith("splice")),
-        Measurement("decode, compiled peer, batch 1", functools.partial(_compiled_peer, setting), 60.0),
+        *(_slow_peer("transformers, generate_batch", "continuous", batch, setting) for batch in batches),
+        _slow_peer("transformers, compiled", "compiled", 1, setting),
     ]
 
 
@@ -63,11 +64,14 @@ def _decode(batch: int, setting: Setting, record: Record) -> None:
     decode.decode(batch, setting, record, bandwidth(setting))
 
 
-def _compiled_peer(setting: Setting, record: Record) -> None:
-    need("pytest")
-    from gpu import decode
+def _slow_peer(name: str, function: str, batch: int, setting: Setting) -> Measurement:
+    def run(record: Record) -> None:
+        need("pytest")
+        from gpu import decode
 
-    decode.compiled_static(setting, record)
+        decode.decode_peer(name, getattr(decode, function), batch, setting, record)
+
+    return Measurement(f"decode, {name}, batch {batch}", run, 60.0)
 
 
 def _of_serving(name: str, function: str, setting: Setting, limit_s: float) -> Measurement:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+NOT_BEGUN = "not begun"
 RUNNING = "running"
 
 
 class StageFile:
     """The measurements of one stage, in the order in which they began.
 
-    Each is ``{"name", "status", "seconds", "figures", "error"}``; the status is ``running``, ``passed``, ``failed`` or
-    ``not here``. The process that measures writes the file after every figure, and the one that watches it reads it,
-    and closes what a process that ended has left open.
+    Each is ``{"name", "status", "seconds", "figures", "error"}``. The status is ``not begun``, ``running``, ``passed``,
+    ``failed``, ``not here``, or ``cut off`` when the stage's time was over. The process that measures writes the file
+    after every figure, and the one that watches it reads it, and closes what a process that ended has left open.
 
     Args:
         path: the file.
@@ -47,18 +49,19 @@ class StageFile:
         """The last lines that the processes have printed."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
+    def plan(self, names: Sequence[str]) -> None:
+        """Entries for measurements that are to begin, unless they are there."""
+        known = {entry["name"] for entry in self.measurements}
+        self.measurements += [_entry(name) for name in names if name not in known]
+        self.write()
+
     def begin(self, name: str, limit_s: float) -> dict[str, Any]:
-        """A new entry that runs."""
-        entry: dict[str, Any] = {
-            "name": name,
-            "status": RUNNING,
-            "began": time.time(),
-            "limit_s": limit_s,
-            "seconds": 0.0,
-            "figures": {},
-            "error": "",
-        }
-        self.measurements.append(entry)
+        """The entry of a measurement, which runs from now on."""
+        entry = next((entry for entry in self.measurements if entry["name"] == name), None)
+        if entry is None:
+            entry = _entry(name)
+            self.measurements.append(entry)
+        entry.update(status=RUNNING, began=time.time(), limit_s=limit_s)
         self.write()
         return entry
 
@@ -72,13 +75,18 @@ class StageFile:
         """The entry that runs, or None."""
         return next((entry for entry in self.measurements if entry["status"] == RUNNING), None)
 
-    def known(self, name: str) -> bool:
-        """Whether a measurement has begun."""
-        return any(entry["name"] == name for entry in self.measurements)
+    @property
+    def begun(self) -> set[str]:
+        """The names of the measurements that have begun."""
+        return {entry["name"] for entry in self.measurements if entry["status"] != NOT_BEGUN}
 
     def write(self) -> None:
         """Replace the file, complete or not at all."""
         write_json(self.path, self.measurements)
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return {"name": name, "status": NOT_BEGUN, "seconds": 0.0, "figures": {}, "error": ""}
 
 
 def write_json(path: Path, value: Any) -> None:

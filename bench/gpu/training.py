@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 
 from gpu.clock import Candidate, in_turns
 from gpu.decode import record_errors
@@ -27,15 +28,13 @@ def training(setting: Setting, record: Record) -> None:
 
     rounds, rows = (1, 8) if setting.toy else (ROUNDS, ROWS)
     trained = TrainingSetting(None, rows, num_steps=1 + rounds)
-    processes: dict[str, TrainingProcess] = {}
+    names = ["ours", *(["PEFT"] if find_spec("peft") else []), *([] if setting.toy else ["ruPrompts"])]
+    # They load while the first one begins.
+    processes = {name: TrainingProcess(name, trained) for name in names}
 
     def candidate(name: str) -> Candidate:
-        if name == "PEFT":
-            need("peft")
-        processes[name] = TrainingProcess(name, trained)
         return Candidate(lambda _: processes[name].step(), rounds=rounds)
 
-    names = ("ours", "PEFT") if setting.toy else ("ours", "PEFT", "ruPrompts")
     try:
         timings = in_turns({name: functools.partial(candidate, name) for name in names}, setting.device)
     finally:
