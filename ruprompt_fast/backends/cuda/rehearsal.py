@@ -117,7 +117,7 @@ class _RecordingGraph:
 def _recording() -> Iterator[list[tuple[Any, ...]]]:
     """Within the block, what is launched is noted in the list that is given."""
     recorder = _Recorder()
-    with recorder, watch_launches(recorder.note):
+    with recorder, watch_launches(recorder.launching):
         yield recorder.launches
 
 
@@ -131,16 +131,19 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[tuple[Any, ...]] = []
         self._made: dict[int, torch.UntypedStorage] = {}
+        self._in_kernel = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if self._in_kernel:
+            return func(*args, **kwargs)
         name: str = func._schema.name
         if name in _WAITING:
             raise GraphError(f"{name} inside a graph: the host would wait for the device, which cannot be recorded.")
-        kwargs = kwargs or {}
         arguments = (*tree_leaves(args), *tree_leaves(kwargs))
-        self.note(name, arguments)
+        self._note(name, arguments)
         result = func(*args, **kwargs)
         given = {_address(argument) for argument in arguments if isinstance(argument, Tensor)}
         for tensor in tree_leaves(result):
@@ -149,8 +152,17 @@ class _Recorder(TorchDispatchMode):
                 self._made[_address(tensor)] = tensor.untyped_storage()
         return result
 
-    def note(self, name: str, arguments: Sequence[Any]) -> None:
-        """Note an operator, or a Triton kernel."""
+    @contextmanager
+    def launching(self, name: str, arguments: Sequence[Any]) -> Iterator[None]:
+        """Note a Triton kernel; the operators within the block are the interpreter's."""
+        self._note(name, arguments)
+        self._in_kernel = True
+        try:
+            yield
+        finally:
+            self._in_kernel = False
+
+    def _note(self, name: str, arguments: Sequence[Any]) -> None:
         self.launches.append((name, *map(self._noted, arguments)))
 
     def _noted(self, argument: Any) -> Any:

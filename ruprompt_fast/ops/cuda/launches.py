@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
+
+Watcher: TypeAlias = Callable[[str, Sequence[Any]], AbstractContextManager[None]]
+"""For a kernel's name, and its grid and arguments, what to enter while it is launched."""
 
 _KERNELS = "ruprompt_fast.kernels."
 
 
 @contextmanager
-def watch_launches(watcher: Callable[[str, Sequence[Any]], None]) -> Iterator[None]:
-    """Within the block, every launch of one of our kernels is told: its name, and its arguments by position and name.
+def watch_launches(watcher: Watcher) -> Iterator[None]:
+    """Within the block, every launch of one of our kernels runs in the context that ``watcher`` gives for it.
 
     Kernels whose modules are imported within the block are not watched.
     """
-    hooks = [(kernel.pre_run_hooks, partial(_tell, watcher, kernel.__name__)) for kernel in _kernels()]
-    for hooks_of_kernel, hook in hooks:
-        hooks_of_kernel.append(hook)
+    kernels = _kernels()
+    for kernel in kernels:
+        kernel.run = partial(_run, watcher, kernel.__name__, kernel.run)
     try:
         yield
     finally:
-        for hooks_of_kernel, hook in hooks:
-            hooks_of_kernel.remove(hook)
+        for kernel in kernels:
+            del kernel.run  # the class has it
 
 
 def _kernels() -> list[Any]:
@@ -35,5 +38,6 @@ def _kernels() -> list[Any]:
     return list(found.values())
 
 
-def _tell(watcher: Callable[[str, Sequence[Any]], None], name: str, *args: Any, **kwargs: Any) -> None:
-    watcher(name, (*args, *kwargs.values()))
+def _run(watcher: Watcher, name: str, run: Callable[..., Any], *args: Any, grid: Any, **kwargs: Any) -> Any:
+    with watcher(name, (grid, *args, *kwargs.values())):
+        return run(*args, grid=grid, **kwargs)
