@@ -91,7 +91,8 @@ def by_lanes(
     return tl.sum(weighted * shrink[:, :, None], axis=1), highest, tl.sum(total * shrink, axis=1)
 
 
-@triton.jit(do_not_specialize=["window", "table_stride"])
+# As in prefill: where a step's tables lie must not make Triton compile again.
+@triton.jit(do_not_specialize=["tables_ptr", "lens_ptr", "first_ptr", "window", "table_stride"])
 def paged_decode_kernel(
     query_ptr,
     key_ptr,

@@ -106,7 +106,7 @@ class Classification:
         alike: dict[WordsAfter, list[int]] = {}
         for index, words in enumerate(self._words):
             alike.setdefault(words, []).append(index)
-        scores = torch.zeros((len(self._requests), len(self._verbalizers.words)))
+        scores = torch.zeros((len(self._requests), len(self._verbalizers.words)), device="cpu")
         for words, indices in alike.items():
             group = [self._requests[index].without_last(words.num_joined) for index in indices]
             scores[indices] = _scores(group, words.ids, runner)
@@ -172,7 +172,7 @@ def _check_fits(config: PretrainedConfig, request: Request, words: WordsAfter, v
 
 def _scores(requests: Sequence[Request], label_ids: Sequence[Sequence[int]], runner: Scorer) -> Tensor:
     """The log-probability of every word after every request, [requests, words]."""
-    scores = torch.zeros((len(requests), len(label_ids)))
+    scores = torch.zeros((len(requests), len(label_ids)), device="cpu")
     by_prefix: dict[tuple[int, ...], list[int]] = {}
     for column, ids in enumerate(label_ids):
         by_prefix.setdefault(tuple(ids[:-1]), []).append(column)
@@ -182,6 +182,6 @@ def _scores(requests: Sequence[Request], label_ids: Sequence[Sequence[int]], run
             rows = slice(start, min(start + size, len(requests)))
             logprobs = runner.continuation_logits(requests[rows], prefix).log_softmax(-1).cpu()
             for column in columns:
-                tokens = torch.tensor(label_ids[column])
-                scores[rows, column] = logprobs[:, torch.arange(len(tokens)), tokens].sum(-1)
+                ids = label_ids[column]
+                scores[rows, column] = logprobs[:, range(len(ids)), ids].sum(-1)
     return scores

@@ -84,6 +84,9 @@ def _built(
         backend = backend_for(embedding.weight.device, embedding.weight.dtype)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UnsupportedModelError("weights of the model are offloaded, and brought in again at every call.")
+        cards = sorted({str(parameter.device) for parameter in model.parameters() if parameter.is_cuda})
+        if len(cards) > 1:
+            raise UnsupportedModelError(f"the model's weights are on {', '.join(cards)}; the engine runs on one.")
         if prepared is not None:
             prepared = prepared.prepare_again(thorough=thorough)
         shapes = check_compatibility(model, embedding)

@@ -24,7 +24,7 @@ class EngineOptions:
         max_step_tokens: tokens of one step at most; longer inputs are computed in chunks between the others' tokens.
         kv_cache_bytes: memory for keys and values; None takes what ``max_batch_size`` full contexts need, but at most
             a quarter of the free memory, or of a GPU's the share ``gpu_memory_fraction``.
-        gpu_memory_fraction: on a GPU the most that ``kv_cache_bytes=None`` takes of the memory that the weights leave free.
+        gpu_memory_fraction: on a GPU the most that ``kv_cache_bytes=None`` takes of what weights and steps leave free.
         prefix_cache_bytes: of that, for the prefixes of prompts, all together; None sets no limit of its own. A request
             whose prefix alone is larger is refused.
         host_cache_bytes: host memory for prefixes that had to leave the pages.

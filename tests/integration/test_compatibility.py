@@ -59,3 +59,16 @@ def test_nothing_is_copied_to_the_device_in_a_layer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compatibility, "_visible", lambda window: made.append(window) or visible(window))
     check_compatibility(model, embedding)
     assert made == [None]
+
+
+@pytest.mark.parametrize(("precision", "is_rounded"), [("highest", False), ("high", True)])
+def test_float32_in_tf32_is_held_to_the_digits_that_it_has(precision: str, is_rounded: bool) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        on_card = compatibility._most_distance(torch.float32, torch.device("cuda", 0))
+        on_cpu = compatibility._most_distance(torch.float32, torch.device("cpu"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert on_card == compatibility._RELATIVE_ERROR[torch.float16 if is_rounded else torch.float32]
+    assert on_cpu == compatibility._RELATIVE_ERROR[torch.float32]

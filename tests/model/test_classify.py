@@ -46,6 +46,20 @@ def test_probabilities(
         assert output.prompt == "around"
 
 
+def test_torchs_default_device_changes_nothing(served: FastPromptModel) -> None:
+    """Programs for GPUs often set it, so nothing of ours may be made where it says."""
+
+    def answers() -> tuple[object, object]:
+        return (
+            served.generate(["да", "а"], prompt="around", max_new_tokens=3),
+            served.classify(["да", "а"], prompt="around", labels={"+": ["да", "б"], "-": ["нет"]}),
+        )
+
+    expected = answers()
+    with torch.device("meta"):
+        assert answers() == expected
+
+
 def test_mixed_prompts_equal_each_alone(served: FastPromptModel) -> None:
     texts, names = ["да", "привет всем", "а"], ["short", None, "around"]
     together = served.classify(texts, prompt=names, labels=["да", "нет"])

@@ -40,12 +40,15 @@ def compile_for(
         dtype: torch's name of the dtype.
         arch: 70 for sm_70.
         warps: how many.
-        aligned: integers that are divisible by 16, as the launcher finds them; pointers always are.
+        aligned: integers that are divisible by 16, as the launcher finds them; so are the pointers that it looks at.
         stages: of the software pipeline, where the launcher says so.
     """
     signature = {name: type_.format(dtype=TORCH_TO_TRITON[dtype]) for name, type_ in types.items()}
     signature |= dict.fromkeys(constants, "constexpr")
-    divisible = [name for name, type_ in types.items() if type_.startswith("*") or name in aligned]
+    looked_at = [
+        name for name, type_ in types.items() if type_.startswith("*") and name not in kernel.do_not_specialize
+    ]
+    divisible = [*looked_at, *aligned]
     index = kernel.arg_names.index
     source = ASTSource(
         kernel,
