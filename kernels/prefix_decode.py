@@ -77,7 +77,6 @@ def prefix_decode_kernel(
         first_place = (part.to(tl.int64) * num_rows + first_row) * kv_heads * group
         out_ptr += first_place * VALUE_DIM
         lse_ptr += first_place
-        places = lane // HEADS * kv_heads * group + heads
         if part * SPLIT < prefix:
             context = tl.load(lens_ptr + rows, mask=present, other=0)
             sees_from = tl.maximum(context - window, 0) if WINDOW else tl.zeros_like(context)
@@ -118,6 +117,7 @@ def prefix_decode_kernel(
             total = tl.where(has_seen, total, 1.0)
             lse = tl.where(has_seen, (maximum + tl.log2(total)) / LOG2_E, float("-inf"))
             columns = tl.arange(0, BLOCK_V)
+            places = lane // HEADS * kv_heads * group + heads
             tl.store(
                 out_ptr + places[:, None] * VALUE_DIM + columns[None, :],
                 weighted / total[:, None],
@@ -125,6 +125,7 @@ def prefix_decode_kernel(
             )
             tl.store(lse_ptr + places, lse, mask=present)
         else:
+            places = lane // HEADS * kv_heads * group + heads
             tl.store(lse_ptr + places, tl.full((ROWS,), float("-inf"), tl.float32), mask=present)
 
 
