@@ -125,7 +125,7 @@ def prefix_decode(setting: Setting) -> Case:
 
 def copy_pages(setting: Setting) -> Case:
     """Sixteen pages in all layers, which lie anywhere."""
-    layers, pages, copies = (2, 8, 3) if setting.toy else (24, 1024, 16)
+    layers, pages, copies = (2, 8, 3) if setting.toy else (24, 128, 16)
     shape, _ = token_major_page_shapes(pages, _LARGE.kv_heads, _LARGE.head_dim, _LARGE.head_dim)
     pool = randn(setting, layers, *shape)
     before = pool.clone()
