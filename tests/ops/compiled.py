@@ -48,7 +48,7 @@ def compile_for(
     looked_at = [
         name for name, type_ in types.items() if type_.startswith("*") and name not in kernel.do_not_specialize
     ]
-    divisible = [*looked_at, *aligned]
+    divisible = [*looked_at, *(name for name in types if name in aligned)]
     index = kernel.arg_names.index
     source = ASTSource(
         kernel,
