@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ruprompt_fast.backends import backend_for
 from ruprompt_fast.core import ClassificationOutput, GenerationOutput
 from ruprompt_fast.dispatch.classification import Classification, check_labels
 from ruprompt_fast.dispatch.engine_options import EngineOptions
@@ -25,6 +27,7 @@ from ruprompt_fast.dispatch.model_sources import (
 )
 from ruprompt_fast.dispatch.progress import progress_bar
 from ruprompt_fast.dispatch.served_model import ServedModel
+from ruprompt_fast.errors import UnsupportedModelError
 from ruprompt_fast.prompts import MultiPrompt
 from ruprompt_fast.prompts.ensemble import PromptSource, load_prompt
 from ruprompt_fast.prompts.format.verbalizers import Labels
@@ -109,6 +112,7 @@ class FastPromptModel(ServedModel):
             UnsupportedModelError: a model object without ``name_or_path`` and no tokenizer, one that cannot generate or
                 has no token table, or something else than a model.
             HubError: the model or tokenizer cannot be read.
+            MissingDependencyError: the installed torch or Triton does not run on the device.
             PromptFileError, HubError, PromptInitError, PromptMismatchError, NonFiniteRowsError, TokenIdError: a prompt
                 cannot be loaded. Nothing is changed in a model object then.
         """
@@ -130,6 +134,8 @@ class FastPromptModel(ServedModel):
         was_training = getattr(network, "training", False)
         served = cls(network, load_tokenizer(network if is_object else model, tokenizer), options=options)
         try:
+            with suppress(UnsupportedModelError):  # the transformers fallback runs there
+                backend_for(target or served.device, torch.float32)  # before anything is computed on the device
             for name, prompt in loaded.items():
                 served.add_prompt(name, prompt)
             if is_object and (dtype is not None or device is not None):

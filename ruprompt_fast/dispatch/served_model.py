@@ -53,12 +53,11 @@ class ServedModel:
         self.model = model
         self.tokenizer = tokenizer
         settings = own_settings(model)
-        self._embedding = attach_prompts(model, [], len(tokenizer))
+        self._embedding = embedding = attach_prompts(model, [], len(tokenizer))
         model.eval()
         self._embedding.is_served = True
-        weight = self._embedding.weight
         check = partial(_check_prompt, tokenizer, self._embedding, model.config)
-        self._registry = PromptRegistry(self._embedding.row_width, model.config, weight.device, weight.dtype, check)
+        self._registry = PromptRegistry(embedding.row_width, model.config, lambda: embedding.weight, check)
         self._calls = CallReader(
             self._registry, model.config, tokenizer, self._embedding, settings, options.max_batch_size
         )

@@ -153,8 +153,7 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
     Args:
         width: the model's embedding width.
         model_config: the model's config; deep prompts must fit its sizes.
-        device: where rows are kept.
-        dtype: the rows' dtype.
+        weight: gives the model's token table: rows are kept where it is, in its dtype.
         check: refuses a prompt for the caller's own reasons.
     """
 
@@ -162,14 +161,12 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
         self,
         width: int,
         model_config: PretrainedConfig,
-        device: torch.device,
-        dtype: torch.dtype,
+        weight: Callable[[], Tensor],
         check: Callable[[LoadedPrompt], None] = lambda entry: None,
     ) -> None:
         self._width = width
         self._model_config = model_config
-        self._device = device
-        self._dtype = dtype
+        self._weight = weight
         self._check_entry = check
         self._lock = threading.RLock()  # a signal handler may load a prompt, too
         # Replaced whole, never changed: readers need no lock.
@@ -216,14 +213,14 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
     def members(self, name: str) -> tuple[LoadedPrompt, ...]:
         """The prompt of that name, or the members of the ensemble of that name.
 
-        They are made again if one of their providers has changed.
+        They are made again if one of their providers has changed, or the model's device or dtype.
 
         Raises:
             UnknownPromptError: nothing has that name; the message lists the loaded ones.
             PromptMismatchError, NonFiniteRowsError: :meth:`add` would refuse the changed rows.
         """
         entry = self._entry(name)
-        if any(member.watch.sees_change() for member in entry.members):
+        if any(member.watch.sees_change() or not self._is_as_weight(member.rows) for member in entry.members):
             with self._lock:
                 if self._loaded.get(name) is entry:  # otherwise it was replaced or removed meanwhile
                     self.add(name, entry.source)
@@ -249,14 +246,18 @@ class PromptRegistry(Mapping[str, Prompt | PromptEnsemble]):
     def __len__(self) -> int:
         return len(self._loaded)
 
+    def _is_as_weight(self, rows: Tensor) -> bool:
+        weight = self._weight()
+        return rows.device == weight.device and rows.dtype is weight.dtype
+
     def _made(self, name: str, prompt: Prompt, ensemble: str | None) -> LoadedPrompt:
         """The prompt, checked and ready to serve."""
         rows = _rows_in_evaluation_mode(prompt)
         self._check(name, prompt, rows)
-        converted = rows.to(device=self._device, dtype=self._dtype)
+        converted = rows.to(self._weight())
         if not bool(torch.isfinite(converted).all()):
             raise NonFiniteRowsError(
-                f"prompt {shown(name)} has rows that are not finite in {self._dtype}; expected numbers only. "
+                f"prompt {shown(name)} has rows that are not finite in {converted.dtype}; expected numbers only. "
                 "Train it again, or load the model in a wider dtype."
             )
         format, shape, watch = _serving_format(prompt), prompt.provider.kv_shape, Watch(prompt.provider)

@@ -39,7 +39,7 @@ def engine_logits(
     """[requests, continuation + 1, vocabulary] of an engine of its own."""
     fresh = Case(family)
     embedding = attach_prompts(fresh.base, [], len(fresh.tokenizer))
-    registry = PromptRegistry(embedding.row_width, fresh.base.config, embedding.weight.device, embedding.weight.dtype)
+    registry = PromptRegistry(embedding.row_width, fresh.base.config, lambda: embedding.weight)
     for name, prompt in fresh.prompts.items():
         registry.add(name, prompt)
     options = EngineOptions(min(16, max_step_tokens), max_step_tokens, kv_cache_bytes=1 << 21)

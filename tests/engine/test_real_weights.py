@@ -112,7 +112,7 @@ def assert_near_tie(reference: Reference, request: Request, found: list[int], ex
 def test_logits(reference: Reference) -> None:
     model = copy.deepcopy(smollm2().model)
     embedding = attach_prompts(model, [], len(reference.tokenizer))
-    registry = PromptRegistry(embedding.row_width, model.config, embedding.weight.device, embedding.weight.dtype)
+    registry = PromptRegistry(embedding.row_width, model.config, lambda: embedding.weight)
     for name, prompt in reference.prompts.items():
         registry.add(name, prompt)
     options = EngineOptions(max_batch_size=8, max_step_tokens=64, kv_cache_bytes=1 << 26)

@@ -205,6 +205,9 @@ def test_padding_token_without_a_row(base: PreTrainedModel, prompts: dict[str, P
 def test_the_model_may_be_converted_while_it_serves(served: FastPromptModel) -> None:
     served.model.to(torch.bfloat16)
     assert served.generate(INPUTS, prompt=NAMES, max_new_tokens=3)
+    # Rows are converted once, and lie where the model does.
+    members = [member for name in served.prompts for member in served._registry.members(name)]
+    assert {(member.rows.dtype, member.rows.device) for member in members} == {(torch.bfloat16, served.device)}
 
 
 def test_many_threads(served: FastPromptModel, prompts: dict[str, Prompt]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError
 from ruprompt_fast.ops.cuda import cards
-from ruprompt_fast.ops.cuda.cards import V100, Card, check_has_code
+from ruprompt_fast.ops.cuda.cards import V100, Card, check_has_code, check_triton_runs
 
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 CU128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -59,3 +60,12 @@ def test_cards_that_our_kernels_do_not_run_on(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cards, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedModelError, match=r"need Triton, .* pip install 'ruprompt-fast\[triton\]'"):
         check_has_code(V100, CU126)
+
+
+def test_a_triton_that_cannot_launch_says_what_it_needs() -> None:
+    """Without a card it finds no driver; without a compiler its error is of the same kind."""
+    if torch.cuda.is_available():
+        check_triton_runs()
+        return
+    with pytest.raises(MissingDependencyError, match="no kernel here: .*driver.* It needs a C compiler"):
+        check_triton_runs()

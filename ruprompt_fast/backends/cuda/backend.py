@@ -31,7 +31,8 @@ class CudaBackend:
         options: what it is not to decide by itself.
 
     Raises:
-        UnsupportedModelError: the installed torch or Triton has no code for the card.
+        MissingDependencyError: the installed torch has no code for the card, or Triton cannot launch a kernel.
+        UnsupportedModelError: our kernels do not run on the card, or Triton is not installed.
     """
 
     page_size = DevicePages.page_size
@@ -43,6 +44,7 @@ class CudaBackend:
         if isinstance(device, torch.device):
             device = CudaDevice(device)
             cards.check_has_code(device.card)
+            cards.check_triton_runs()
         self._device = device
 
     def page_bytes(self, shapes: Sequence[KVShape]) -> int:

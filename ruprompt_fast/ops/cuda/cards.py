@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError
+from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError, described
 
 # By the first capability: the wheels of PyTorch that have code for it. CUDA 13 has none for Volta, and PyTorch 2.14 is
 # the last with CUDA 12; Blackwell needs CUDA 12.8.
@@ -81,6 +81,23 @@ def check_has_code(card: Card, architectures: Sequence[str] | None = None) -> No
         raise UnsupportedModelError(
             "the engine's kernels need Triton, which is not installed: pip install 'ruprompt-fast[triton]'."
         )
+
+
+def check_triton_runs() -> None:
+    """Refuse a Triton that cannot launch a kernel here. It has a C compiler make what launches them, once.
+
+    Raises:
+        MissingDependencyError: it cannot; the message says what it misses.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # its own, the compiler's, the linker's
+        raise MissingDependencyError(
+            f"Triton launches no kernel here: {described(error)}. It needs a C compiler (gcc, clang or what CC names) and "
+            "Python's headers (python3-dev) once, when it first runs."
+        ) from error
 
 
 def _runs(architecture: str, capability: tuple[int, int]) -> bool:
