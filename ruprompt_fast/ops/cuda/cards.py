@@ -95,8 +95,8 @@ def check_triton_runs() -> None:
         driver.active.get_current_device()
     except Exception as error:  # its own, the compiler's, the linker's
         raise MissingDependencyError(
-            f"Triton launches no kernel here: {described(error)}. It needs a C compiler (gcc, clang or what CC names) and "
-            "Python's headers (python3-dev) once, when it first runs."
+            f"Triton launches no kernel here: {described(error)}. It needs a C compiler (gcc, clang or what CC names) "
+            "and Python's headers (python3-dev) once, when it first runs."
         ) from error
 
 
