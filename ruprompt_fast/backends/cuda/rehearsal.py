@@ -24,9 +24,24 @@ from ruprompt_fast.ops.cuda.launches import watch_launches
 
 _MEMORY = 1 << 28
 
-# Operators whose result decides on the host, or whose size is known on the device alone.
+# Operators whose result decides on the host, or whose size is known on the device alone. In inference mode some of them
+# come as they were called, elsewhere as what they consist of.
 _WAITING = frozenset(
-    {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::_unique2"}
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense",
+        "item",
+        "is_nonzero",
+        "equal",
+        "allclose",
+        "nonzero",
+        "nonzero_numpy",
+        "argwhere",
+        "masked_select",
+        "_unique2",
+        "unique_consecutive",
+        "unique_dim",
+    )
 )
 
 
@@ -88,6 +103,22 @@ class RehearsalDevice:
         return _RecordingGraph(self, launches)
 
 
+def why_waiting(func: Any, args: Sequence[Any]) -> str | None:
+    """The name of an operator for which the host would wait for the device; None for others.
+
+    Args:
+        func: the operator's overload, as a dispatch mode gets it.
+        args: its arguments by position.
+    """
+    name: str = func._schema.name
+    if name in _WAITING or (name == "aten::where" and len(args) == 1):
+        return name
+    # Selecting by a mask gives as many elements as the mask has.
+    if name == "aten::index" and any(index is not None and index.dtype is torch.bool for index in args[1]):
+        return f"{name} by a mask"
+    return None
+
+
 class _Past:
     def wait(self) -> None:
         pass
@@ -139,9 +170,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._in_kernel:
             return func(*args, **kwargs)
+        if (waiting := why_waiting(func, args)) is not None:
+            raise GraphError(f"{waiting} inside a graph: the host would wait for the device, which cannot be recorded.")
         name: str = func._schema.name
-        if name in _WAITING:
-            raise GraphError(f"{name} inside a graph: the host would wait for the device, which cannot be recorded.")
         arguments = (*tree_leaves(args), *tree_leaves(kwargs))
         self._note(name, arguments)
         result = func(*args, **kwargs)

@@ -90,7 +90,25 @@ class CudaRunner:
     def launch(
         self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
     ) -> LaunchedOnDevice:
-        """Start a step."""
+        """Start a step.
+
+        Raises:
+            OutOfMemoryError: the device has no memory for it.
+        """
+        try:
+            return self._launched(batch, rows, in_flight)
+        except torch.OutOfMemoryError as error:
+            message = (
+                f"the memory does not hold a step of {len(batch.input_ids)} tokens in {len(batch.context_lens)} "
+                "sequences. Load the model with a smaller max_step_tokens, max_batch_size, kv_cache_bytes or "
+                f"gpu_memory_fraction. {error}"
+            )
+        # Not while the first error is handled: it holds the model's frames, and their tensors with them.
+        raise torch.OutOfMemoryError(message)
+
+    def _launched(
+        self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None
+    ) -> LaunchedOnDevice:
         self._num_ahead += bool(in_flight and any(in_flight))
         with torch.inference_mode():
             logits, result = self._replayed(batch, rows, in_flight) or self._eager(batch, rows, in_flight)

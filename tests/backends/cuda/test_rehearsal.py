@@ -57,12 +57,24 @@ def test_what_a_graph_would_not_notice_is_refused(device: RehearsalDevice, chang
         graph.replay()
 
 
-@pytest.mark.parametrize(
-    "waits", [lambda x: x.item(), lambda x: x.nonzero(), lambda x: bool(x), lambda x: x.masked_select(x > 0)]
-)
-def test_waiting_for_the_device_cannot_be_recorded(device: RehearsalDevice, waits: Callable) -> None:
+WAITS = {
+    "item": lambda x: x.item(),
+    "bool": lambda x: bool(x),
+    "float": lambda x: float(x),
+    "equal": lambda x: torch.equal(x, x),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "mask": lambda x: x[x > 0],
+    "unique": lambda x: x.unique(),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("waits", WAITS.values(), ids=WAITS.keys())
+def test_waiting_for_the_device_cannot_be_recorded(device: RehearsalDevice, waits: Callable, inference: bool) -> None:
     buffer = torch.ones(1)
-    with pytest.raises(GraphError, match="would wait for the device"):
+    with torch.inference_mode(inference), pytest.raises(GraphError, match="would wait for the device"):
         device.capture(lambda: (buffer + (waits(buffer) is None),))
 
 
