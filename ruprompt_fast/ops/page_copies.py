@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ruprompt_fast.errors import TensorArgumentError
 from ruprompt_fast.ops._checks import runs_kernels
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def copy_pages_at_once(pages: Tensor, copies: Tensor) -> None:
