@@ -181,6 +181,9 @@ class Runner(Protocol):
         """Counts so far; None where every step runs in the same way."""
         ...
 
+    def close(self) -> None:
+        """Give back the device's memory, whoever still holds this object; no step is asked of it afterwards."""
+
 
 class Backend(Protocol):
     """One kind of device, computing in one dtype. Holds nothing of a model."""

@@ -141,6 +141,8 @@ class Engine:
             self._leave(request_id)
         for warm_up in list(self._warm_ups):
             warm_up.error = error()
+        # Callers that have not been told yet hold the engine, while the next one is made.
+        self._runner.close()
 
     @property
     def is_warming(self) -> bool:

@@ -100,6 +100,9 @@ class SecondRunner:
     def stats(self) -> None:
         return None
 
+    def close(self) -> None:
+        pass
+
     def _computed(self, batch: StepBatch) -> Tensor:
         num_logits, rows = len(batch.logits_at), batch.rows.clone()
         buffers = self._staged(batch)

@@ -57,6 +57,9 @@ class CpuRunner:
     def stats(self) -> None:
         """None: every step runs in the same way."""
 
+    def close(self) -> None:
+        """Nothing: pages take memory when they are written, and give it back with this object."""
+
     def _logits(self, batch: StepBatch) -> Tensor:
         num_tokens = len(batch.input_ids)
         padding = padded_len(num_tokens) - num_tokens

@@ -48,6 +48,10 @@ class DecodeGraphs:
             self._capture(bucket)
         return self._graphs.get(bucket)
 
+    def clear(self) -> None:
+        """Forget the graphs, and give back their memory."""
+        self._graphs.clear()
+
     def refuse_all(self, reason: str) -> None:
         """Capture nothing."""
         self._refusal_of_all = reason

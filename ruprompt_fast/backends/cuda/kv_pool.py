@@ -64,6 +64,10 @@ class DevicePages:
             raise SettingError("a pool of keys and values needs at least one attention layer; found none.")
         return sum(shape.row_width for shape in shapes) * PAGE_SIZE * dtype.itemsize
 
+    def close(self) -> None:
+        """Give back the memory; nothing is read or written afterwards."""
+        self._groups, self.keys, self.values = [], [], []
+
     def copy_pages(self, copies: npt.NDArray[np.integer]) -> None:
         """Copy whole pages in every layer: pairs (source, destination) [n, 2], in order."""
         for copies_at_once in rounds_of(copies):

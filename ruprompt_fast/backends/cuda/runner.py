@@ -133,6 +133,11 @@ class CudaRunner:
             eager_reasons=self._graphs.reasons(),
         )
 
+    def close(self) -> None:
+        """Give back the memory of pages and graphs, which a card does not have twice."""
+        self._graphs.clear()
+        self.pages.close()
+
     def finish(self, launched: LaunchedOnDevice) -> list[Chosen | None]:
         """Wait for a step; what was chosen for its rows."""
         if launched.event is None or launched.result is None:
