@@ -29,10 +29,23 @@ LEFT_TO_HOST = tl.constexpr(1)
 AMBIGUOUS = tl.constexpr(2)
 NOT_FINITE = tl.constexpr(4)
 
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def float_at(words_ptr, word: tl.constexpr):
     return tl.load(words_ptr + word).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _divide(dividend, divisor):
+    """The quotient rounded to the nearest float32, as NumPy does."""
+    # Triton 3.4 and 3.5 make a div_rn that takes subnormal numbers for zero.
+    if _INTERPRETED:
+        return tl.math.div_rn(dividend, divisor)
+    return tl.inline_asm_elementwise(
+        "div.rn.f32 $0, $1, $2;", "=f,f,f", [dividend, divisor], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -46,7 +59,7 @@ def _ban(scores, ids, words_ptr):
 def _penalized(scores, ids, seen_ptr, last_id, penalty, vocab_size):
     words = tl.load(seen_ptr + ids // 32, mask=ids < vocab_size, other=0)
     is_seen = (((words >> (ids % 32)) & 1) != 0) | (ids == last_id)
-    return tl.where(is_seen, tl.where(scores < 0, scores * penalty, tl.math.div_rn(scores, penalty)), scores)
+    return tl.where(is_seen, tl.where(scores < 0, scores * penalty, _divide(scores, penalty)), scores)
 
 
 @triton.jit
@@ -111,7 +124,7 @@ def process(
             scores = _ban(scores, ids, words_ptr)
         scores = tl.where(ids < vocab_size, scores, float("-inf"))
         if temperature != 1.0:
-            scores = tl.math.div_rn(scores, temperature)
+            scores = _divide(scores, temperature)
         is_nan = tl.where(scores != scores, 1, is_nan)
         is_better = scores > best
         best_id = tl.where(is_better, ids, best_id)
