@@ -177,13 +177,20 @@ class CudaDevice:
         recording = torch.cuda.graph(
             graph, pool=self._graph_pool, stream=self._captures, capture_error_mode="thread_local"
         )
+        cause: Exception | None = None
         try:
             with recording:
-                outputs = launches()
+                try:
+                    outputs = launches()
+                except Exception as error:
+                    cause = error
+                    raise
         except Exception as error:
             self._abandon(graph)
             # What went wrong, rather than that the recording could not be ended after it.
-            raise (error.__context__ or error) from None
+            raise (cause or error) from None
+        finally:
+            del cause  # its traceback holds this frame
         return _CapturedGraph(graph, outputs)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
