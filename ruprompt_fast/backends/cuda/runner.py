@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +14,8 @@ from ruprompt_fast.backends.base import RunnerLimits, RunnerStats, StepBatch
 from ruprompt_fast.backends.cuda.ahead import RunAhead
 from ruprompt_fast.backends.cuda.attending import Decoding, Prefilling
 from ruprompt_fast.backends.cuda.buckets import Bucket, Buckets
-from ruprompt_fast.backends.cuda.device import Device, Event, Launches
+from ruprompt_fast.backends.cuda.choices import Choices, LaunchedOnDevice
+from ruprompt_fast.backends.cuda.device import Device, Launches
 from ruprompt_fast.backends.cuda.graphs import DecodeGraphs
 from ruprompt_fast.backends.cuda.kv_pool import DevicePages
 from ruprompt_fast.backends.cuda.options import CudaOptions
@@ -28,15 +27,12 @@ from ruprompt_fast.integration import Attending, AttentionSwitch
 from ruprompt_fast.ops import step_ids
 from ruprompt_fast.ops.paged_prefill import HostLens
 from ruprompt_fast.ops.prefix_decode import SharedPrefixes
-from ruprompt_fast.sampling.sampling_rows import Chosen, SampledToken, SamplingRow
+from ruprompt_fast.sampling.sampling_rows import SamplingRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ruprompt_fast.embedding import SplicedEmbedding
-
-_ALL_TOKENS = slice(None)
-_RESULT_WORDS = 4
 
 
 class CudaRunner:
@@ -75,12 +71,11 @@ class CudaRunner:
         self._staging = Staging(device, self._largest_shape(limits), self._sampler)
         max_rows = self._buckets.largest.num_rows
         self._carried = torch.zeros(max_rows, dtype=torch.int32, device=device.torch_device)
-        self._results = [device.pinned((max_rows, _RESULT_WORDS), torch.int32) for _ in range(2)]
+        self._choices = Choices(device, self._sampler, max_rows, RunAhead(options.runs_ahead))
         self._no_rows = embedding.weight.new_empty((0, embedding.row_width))
         self._graphs = DecodeGraphs(device, self._decode_of, self._stage_rehearsal)
-        self._run_ahead = RunAhead(options.runs_ahead)
         self._prefix_sharing = PrefixSharing(model, pages, device.card, options.shares_prefixes)
-        self._num_replayed = self._num_eager = self._num_ahead = self._num_host_rows = 0
+        self._num_replayed = self._num_eager = self._num_ahead = 0
         refusal = _why_eager(model) if options.graphs else "graphs are switched off."
         if refusal is not None:
             self._graphs.refuse_all(refusal)
@@ -112,15 +107,7 @@ class CudaRunner:
         self._num_ahead += bool(in_flight and any(in_flight))
         with torch.inference_mode():
             logits, result = self._replayed(batch, rows, in_flight) or self._eager(batch, rows, in_flight)
-            logits = logits[: len(rows)]
-            if all(row is None for row in rows):
-                return LaunchedOnDevice(self, logits, rows)
-            self._results.reverse()
-            host = self._results[0][: len(rows)]
-            event = self._device.fetch(result[: len(rows)], host)
-            runs_ahead = self._run_ahead.pays and self._staging.is_for_device
-            # The next step writes its logits to the same place.
-            return LaunchedOnDevice(self, logits.clone() if runs_ahead else logits, rows, host, event, runs_ahead)
+            return self._choices.of(rows, logits, result, self._staging.is_for_device)
 
     def stats(self) -> RunnerStats:
         """Counts so far."""
@@ -129,7 +116,7 @@ class CudaRunner:
             num_replayed_steps=self._num_replayed,
             num_eager_steps=self._num_eager,
             num_ahead_steps=self._num_ahead,
-            num_host_rows=self._num_host_rows,
+            num_host_rows=self._choices.num_host_rows,
             eager_reasons=self._graphs.reasons(),
         )
 
@@ -137,29 +124,6 @@ class CudaRunner:
         """Give back the memory of pages and graphs, which a card does not have twice."""
         self._graphs.clear()
         self.pages.close()
-
-    def finish(self, launched: LaunchedOnDevice) -> list[Chosen | None]:
-        """Wait for a step; what was chosen for its rows."""
-        if launched.event is None or launched.result is None:
-            return [None] * len(launched.rows)
-        started = time.perf_counter()
-        launched.event.wait()
-        self._run_ahead.note(time.perf_counter() - started)
-        result = launched.result.numpy()
-        chosen = self._sampler.finish(launched.rows, result, launched.logits, self._undecided)
-        launched.overruled = [
-            row
-            for row, (choice, token) in enumerate(zip(chosen, result[:, 0].tolist(), strict=True))
-            if isinstance(choice, SampledToken) and choice.token_ids[0] != token
-        ]
-        return chosen
-
-    def _undecided(self, logits: Tensor) -> Tensor:
-        """Logits that the host has to decide on, in its memory."""
-        self._num_host_rows += len(logits)
-        host = self._device.pinned(logits.shape, logits.dtype)
-        self._device.fetch(logits, host).wait()
-        return host
 
     def _replayed(
         self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None
@@ -257,33 +221,6 @@ class CudaRunner:
         return self._shape(
             max(limits.max_step_tokens, largest.num_rows), 2 * largest.num_rows, largest.num_rows, largest.num_blocks
         )
-
-
-@dataclass(slots=True, eq=False)
-class LaunchedOnDevice:
-    """A :class:`~ruprompt_fast.backends.LaunchedStep`.
-
-    Attributes:
-        runner: has launched it.
-        logits: [num_logits, vocabulary].
-        rows: what is wanted for each of them.
-        result: what the sampler chooses, in pinned host memory; None if nothing is wanted.
-        event: after that was copied.
-        runs_ahead: whether the next step is to be launched first.
-        overruled: rows where the host has chosen another token than the device.
-    """
-
-    runner: CudaRunner
-    logits: Tensor
-    rows: Sequence[SamplingRow | None]
-    result: Tensor | None = None
-    event: Event | None = None
-    runs_ahead: bool = False
-    overruled: Sequence[int] = ()
-
-    def chosen(self) -> list[Chosen | None]:
-        """Wait for the step, and return what was chosen."""
-        return self.runner.finish(self)
 
 
 def _why_eager(model: PreTrainedModel) -> str | None:
