@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class DecodeGraphs:
         self._graphs: dict[Bucket, Graph] = {}
         self._refusals: dict[Bucket, str] = {}
         self._refusal_of_all: str | None = None
+        self._logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -51,6 +53,7 @@ class DecodeGraphs:
     def clear(self) -> None:
         """Forget the graphs, and give back their memory."""
         self._graphs.clear()
+        self._logits = None
 
     def refuse_all(self, reason: str) -> None:
         """Capture nothing."""
@@ -67,13 +70,27 @@ class DecodeGraphs:
         self._rehearse(bucket)
         try:
             expected = launches()[0].clone()
-            graph = self._device.capture(launches)
+            graph = self._device.capture(partial(_copying_logits, launches, self._room_for(expected)))
             graph.replay()
             _check_replay(graph.outputs[0], expected)
         except Exception as error:  # whatever a model does that a graph cannot hold: eager steps can
             self._refusals[bucket] = described(error)
         else:
             self._graphs[bucket] = graph
+
+    def _room_for(self, logits: Tensor) -> Tensor:
+        """Memory that all graphs write their logits to.
+
+        What a graph returns keeps its memory for as long as the graph lives, and logits are large.
+        """
+        if self._logits is None or len(self._logits) < len(logits):
+            self._logits = torch.empty_like(logits)
+        return self._logits[: len(logits)]
+
+
+def _copying_logits(launches: Launches, room: Tensor) -> Sequence[Tensor]:
+    logits, *others = launches()
+    return room.copy_(logits), *others
 
 
 def _check_replay(found: Tensor, expected: Tensor) -> None:

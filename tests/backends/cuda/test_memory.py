@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ruprompt_fast import FastPromptModel
 from ruprompt_fast.backends import BACKENDS
 from ruprompt_fast.backends.cuda import CudaBackend
+from ruprompt_fast.backends.cuda.buckets import Bucket
+from ruprompt_fast.backends.cuda.graphs import DecodeGraphs
 from ruprompt_fast.backends.cuda.rehearsal import RehearsalDevice
 
 
@@ -43,3 +45,15 @@ def test_pages_are_given_back_before_others_are_made(monkeypatch: pytest.MonkeyP
     assert served.generate("да", max_new_tokens=3) == expected
     assert device.counts == [0, 1, 0, 1]
     del stream
+
+
+def test_graphs_write_their_logits_to_one_place() -> None:
+    """Largest first, as they are captured on a card."""
+    bias = torch.arange(3.0)
+    graphs = DecodeGraphs(
+        RehearsalDevice(), lambda bucket: lambda: (bias.expand(bucket.num_rows, 3) + 1,), lambda _: None
+    )
+    made = [graphs.of(Bucket(rows, 1)) for rows in (4, 2, 1)]
+    outputs = [graph.outputs[0] for graph in made if graph is not None]
+    assert [list(output.shape) for output in outputs] == [[4, 3], [2, 3], [1, 3]]
+    assert len({output.data_ptr() for output in outputs}) == 1
