@@ -171,7 +171,7 @@ class ModelEngine:
         lengths = range(len(continuation) + 1)
         jobs = [LogitsJob(request.followed_by(continuation[:length])) for request in requests for length in lengths]
         self.run(jobs)
-        logits = torch.stack([job.logits for job in jobs if job.logits is not None])
+        logits = self._loop.call(lambda: _computed([job.logits for job in jobs if job.logits is not None]))
         return logits.view(len(requests), len(lengths), -1)
 
     def warm_up(self, prompts: Sequence[LoadedPrompt]) -> None:
@@ -198,6 +198,14 @@ class ModelEngine:
             lambda ids: stops.found_in(self._decoder.text(request.input_ids, ids)),
         )
         return BeamJob(request, params, search, self._decoder)
+
+
+def _computed(logits: Sequence[Tensor]) -> Tensor:
+    """Logits in one tensor, made on the engine's thread: on a GPU the caller's stream would not wait for them."""
+    stacked = torch.stack(list(logits))
+    if stacked.is_cuda:
+        torch.cuda.current_stream(stacked.device).synchronize()
+    return stacked
 
 
 class _Batch:
