@@ -3,6 +3,7 @@
 # make lint      formatting, lint, types, the stub of the extension
 # make bench     timings against PyTorch, ruPrompts' algorithm, transformers, CTranslate2 and PEFT: a quarter of an hour
 # make gpu-check  what the CUDA engine does on this machine's card, in six minutes, with what is installed (docs/gpu.md)
+# make triton-versions  the GPU kernels compiled with the oldest and other versions of Triton that they are for
 # make sanitize  the scheduler under a million random operations, with AddressSanitizer and UBSan
 # make attack    threads, signals, kills, hostile files and settings, for ten minutes (ATTACK_MINUTES=10)
 # make soak      random work on the engine from many threads, half an hour (SOAK_MINUTES=30): texts, pages and memory
@@ -21,7 +22,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 PYTEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint bench gpu-check sanitize attack soak wheel clean
+.PHONY: demo test lint bench gpu-check triton-versions sanitize attack soak wheel clean
 
 demo: .make/package
 	$(BIN)/ruprompt-fast demo
@@ -46,6 +47,9 @@ GPU_CHECK_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
 gpu-check:
 	$(GPU_CHECK_PYTHON) -m bench.gpu_check $(addprefix --stage ,$(STAGE)) $(addprefix --device ,$(DEVICE)) \
 		$(addprefix --out ,$(OUT)) $(GPU_CHECK_FLAGS)
+
+triton-versions: .make/dev
+	TRITON_VERSIONS=1 $(ONE_THREAD) $(BIN)/pytest -n $(PYTEST_WORKERS) tests/ops/test_triton_versions.py
 
 # The scheduler's core knows neither Python nor torch, so the whole of it runs in a small program.
 SCHEDULER_CORE := $(wildcard csrc/scheduler/*.cc)

@@ -108,6 +108,7 @@ class TestClassify:
         with pytest.raises(EmptyInputError):
             served.classify([], "task", labels=LABELS)
 
+    @pytest.mark.every_backend
     def test_beside_other_prompts(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         names = ["task", None, "1", "task"]
         outputs = served.classify(TEXTS[:4], names, labels=LABELS)
@@ -119,6 +120,7 @@ class TestClassify:
 
 
 class TestGenerate:
+    @pytest.mark.every_backend
     def test_best_mean_logprob_wins(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         outputs = served.generate(TEXTS, "task", **GREEDY)
         winners = set()
@@ -152,6 +154,7 @@ class TestGenerate:
         assert output.logprobs is not None
         assert served.classify("да", "one", labels=LABELS)[0].prompt == "one"
 
+    @pytest.mark.every_backend
     def test_beside_other_prompts(self, served: FastPromptModel, ensemble: PromptEnsemble) -> None:
         names = ["3", "task", None, "task"]
         outputs = served.generate(TEXTS[:4], names, **GREEDY)

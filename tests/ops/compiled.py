@@ -5,6 +5,7 @@ No GPU is needed: Triton brings its own assembler.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Collection, Mapping
@@ -15,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-ARCHITECTURES = [70, 75, 80, 90]
+ARCHITECTURES = [int(arch) for arch in os.environ.get("COMPILE_FOR", "70 75 80 90").split()]
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TORCH_TO_TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 MOST_SHARED_BYTES = 48 << 10
