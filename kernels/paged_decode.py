@@ -91,6 +91,12 @@ def by_lanes(
     return tl.sum(weighted * shrink[:, :, None], axis=1), highest, tl.sum(total * shrink, axis=1)
 
 
+@triton.jit
+def _place_of_row(kv_heads, group):
+    """Where a row's heads begin: parts lie one after another, ``[parts, rows, heads, dim]``."""
+    return (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0).to(tl.int64)) * kv_heads * group
+
+
 # As in prefill: where a step's tables lie must not make Triton compile again.
 @triton.jit(do_not_specialize=["tables_ptr", "lens_ptr", "first_ptr", "window", "table_stride"])
 def paged_decode_kernel(
@@ -137,8 +143,6 @@ def paged_decode_kernel(
         first = tl.maximum(first, tl.load(first_ptr + row))
     begin = tl.maximum(part * SPLIT, first)
     end = tl.minimum(part * SPLIT + SPLIT, context)
-    # Parts lie one after another, [parts, rows, heads, dim].
-    place = (part * tl.num_programs(0) + row) * kv_heads * group
     if begin < end:
         columns = tl.arange(0, BLOCK_D)
         query = tl.load(
@@ -191,12 +195,15 @@ def paged_decode_kernel(
                 HEADS,
                 TOKENS,
             )
+        place = _place_of_row(kv_heads, group)
         store_heads(out_ptr + place * VALUE_DIM, heads, present, weighted / total[:, None], VALUE_DIM, BLOCK_V)
         if PARTS:
             tl.store(lse_ptr + place + heads, (maximum + tl.log2(total)) / LOG2_E, mask=present)
     elif PARTS:
+        place = _place_of_row(kv_heads, group)
         tl.store(lse_ptr + place + heads, tl.full((HEADS,), float("-inf"), tl.float32), mask=present)
     else:
+        place = _place_of_row(kv_heads, group)
         zeros = tl.zeros((HEADS, BLOCK_V), tl.float32)
         store_heads(out_ptr + place * VALUE_DIM, heads, present, zeros, VALUE_DIM, BLOCK_V)
 

@@ -9,6 +9,14 @@ import triton.language as tl
 from ruprompt_fast.kernels.attention import LOG2_E, Tile, attend, block_of, group_of_block, page_tile
 
 
+@triton.jit
+def _rows_of_tile(lane, token, stop, group, HEADS: tl.constexpr, QUERIES: tl.constexpr):
+    """How far after ``token`` each row's token is, its head within the group, and whether there is such a row."""
+    distance = lane // HEADS
+    head = tl.program_id(2) * HEADS + lane % HEADS
+    return distance, head, (lane < QUERIES * HEADS) & (token + distance < stop) & (head < group)
+
+
 # What changes between steps must not make Triton compile again: sizes, and where in a step's block of memory its
 # numbers lie.
 @triton.jit(
@@ -54,20 +62,18 @@ def paged_prefill_kernel(
     stop = tl.load(starts_ptr + sequence + 1, mask=sequence < sequences, other=num_tokens)
     token = start + (block - start // QUERIES - sequence) * QUERIES
     if token < stop:
-        row = tl.arange(0, ROWS)
-        head_in_group = tl.program_id(2) * HEADS + row % HEADS
-        head = kv_head * group + head_in_group
-        tokens = token + row // HEADS
-        present = (row < QUERIES * HEADS) & (tokens < stop) & (head_in_group < group)
+        lane = tl.arange(0, ROWS)
+        distance, head, present = _rows_of_tile(lane, token, stop, group, HEADS, QUERIES)
         columns = tl.arange(0, BLOCK_D)
+        query_ptr += token.to(tl.int64) * token_stride + (kv_head * group).to(tl.int64) * head_stride
         query = tl.load(
-            query_ptr + (tokens.to(tl.int64) * token_stride + head * head_stride)[:, None] + columns[None, :],
+            query_ptr + (distance * token_stride + head * head_stride)[:, None] + columns[None, :],
             mask=present[:, None] & (columns < HEAD_DIM)[None, :],
             other=0.0,
         )
         context = tl.load(lens_ptr + sequence, mask=sequence < sequences, other=0)
         behind = tl.where(sequence < sequences, context - stop, -num_tokens)
-        sees_until = tokens + behind + 1
+        sees_until = token + behind + 1 + distance
         end = tl.minimum(token + QUERIES, stop) + behind
         sees_from = tl.maximum(sees_until - window, 0) if WINDOW else tl.zeros_like(sees_until)
         begin = tl.maximum(token + behind + 1 - window, 0) // KEYS * KEYS if WINDOW else 0
@@ -96,10 +102,15 @@ def paged_prefill_kernel(
         )
         # Only padding has no weights.
         result = weighted / tl.where(total > 0, total, 1.0)[:, None]
+        # Zero is added, which the compiler does not see: what it knows of the rows it computes again, where registers
+        # kept over the walk would spill. For the same reason 32 bits count from the tile's first token on.
+        lane += tl.minimum(block, 0)
+        distance, head, present = _rows_of_tile(lane, token, stop, group, HEADS, QUERIES)
+        places = (distance * kv_heads + kv_head) * group + head
+        out_ptr += token.to(tl.int64) * kv_heads * group * VALUE_DIM
         columns = tl.arange(0, BLOCK_V)
-        rows = tokens.to(tl.int64) * kv_heads * group + head
         tl.store(
-            out_ptr + rows[:, None] * VALUE_DIM + columns[None, :],
+            out_ptr + places[:, None] * VALUE_DIM + columns[None, :],
             result.to(out_ptr.dtype.element_ty),
             mask=present[:, None] & (columns < VALUE_DIM)[None, :],
         )
