@@ -47,7 +47,8 @@ class Device(Protocol):
     Attributes:
         torch_device: torch's name for it.
         card: what it can do.
-        captures_ahead: whether graphs are captured before the first request rather than when they are first needed.
+        captures_ahead: whether graphs are captured, and kernels compiled, before the first request, not when they
+            are first needed.
     """
 
     torch_device: torch.device

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
+_SET_UP_LENS = (16, 2, 1)  # a step that reads inputs while another sequence decodes
+
 
 class CudaRunner:
     """Runs the transformers module itself, with its attention over the pages on the device.
@@ -80,7 +82,7 @@ class CudaRunner:
         if refusal is not None:
             self._graphs.refuse_all(refusal)
         elif device.captures_ahead:
-            self._capture_all()
+            self._set_up()
 
     def launch(
         self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
@@ -185,28 +187,35 @@ class CudaRunner:
         )
 
     def _stage_rehearsal(self, bucket: Bucket) -> None:
-        """Put inputs into a bucket's buffers: every sequence attends to the first one's token, on the trash page."""
+        """Put inputs into a bucket's buffers."""
         count = bucket.num_rows
-        slots = np.full(count, -1)
-        slots[0] = self.pages.trash_page * self.pages.page_size
-        tokens = np.arange(count)
-        batch = StepBatch(
-            input_ids=tokens % self._embedding.num_embeddings,
-            position_ids=np.zeros(count, dtype=np.int64),
-            rows=self._no_rows,
-            query_starts=np.arange(count + 1, dtype=np.int32),
-            context_lens=np.ones(count, dtype=np.int32),
-            block_tables=np.full((count, 1), self.pages.trash_page, dtype=np.int32),
-            write_slots=slots,
-            logits_at=tokens,
-        )
         alone = SharedPrefixes(np.array([0, count], dtype=np.int32), np.zeros(count, dtype=np.int32))
+        batch = self._rehearsal_batch([1] * count)
         self._staging.stage(batch, [None] * count, None, self._shape_of(bucket), alone)
 
-    def _capture_all(self) -> None:
+    def _rehearsal_batch(self, lens: Sequence[int]) -> StepBatch:
+        """A step of new sequences on the trash page, where all attend to the tokens of the first one, the longest."""
+        starts = np.cumsum([0, *lens]).astype(np.int32)
+        slots = np.full(starts[-1], -1)
+        slots[: lens[0]] = self.pages.trash_page * self.pages.page_size + np.arange(lens[0])
+        return StepBatch(
+            input_ids=np.arange(starts[-1]) % self._embedding.num_embeddings,
+            position_ids=np.concatenate([np.arange(length) for length in lens]),
+            rows=self._no_rows,
+            query_starts=starts,
+            context_lens=np.array(lens, dtype=np.int32),
+            block_tables=np.full((len(lens), 1), self.pages.trash_page, dtype=np.int32),
+            write_slots=slots,
+            logits_at=starts[1:].astype(np.int64) - 1,
+        )
+
+    def _set_up(self) -> None:
+        """Capture the graphs, and have the kernels of other steps compiled."""
         with torch.inference_mode():
             for bucket in self._buckets.largest_first():
                 self._graphs.of(bucket)
+            self._eager(self._rehearsal_batch(_SET_UP_LENS), [None] * len(_SET_UP_LENS), None)
+        self._num_eager = 0
 
     def _shape_of(self, bucket: Bucket) -> StepShape:
         return self._shape(bucket.num_rows, bucket.num_rows, bucket.num_rows, bucket.num_blocks)
