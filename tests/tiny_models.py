@@ -68,6 +68,7 @@ def _gemma2() -> PreTrainedModel:
         query_pre_attn_scalar=16,
         attn_logit_softcapping=2.0,
         final_logit_softcapping=5.0,
+        attn_implementation="eager",  # some versions default to sdpa, which leaves the cap of the scores out
     )
     return tf.Gemma2ForCausalLM(config)
 

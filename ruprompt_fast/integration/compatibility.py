@@ -66,8 +66,19 @@ def check_compatibility(model: PreTrainedModel, embedding: SplicedEmbedding) -> 
     if not distance <= _most_distance(dtype, device):
         raise UnsupportedModelError(
             f"{type(model).__name__} computes other logits when sequences are packed (relative error {distance:.2g})."
+            + _softcap_advice(model, recorder)
         )
     return [recorder.shapes[layer] for layer in range(len(recorder.shapes))]
+
+
+def _softcap_advice(model: PreTrainedModel, recorder: _Recorder) -> str:
+    """What to do where the model's own attention leaves out the cap of its scores, as some versions' Gemma 2 does."""
+    if not recorder.has_softcap or model.config.get_text_config()._attn_implementation != "sdpa":
+        return ""
+    return (
+        " Its attention scores have a soft cap, which attn_implementation='sdpa' leaves out: load the model with "
+        'attn_implementation="eager".'
+    )
 
 
 def _most_distance(dtype: torch.dtype, device: torch.device) -> float:
@@ -165,6 +176,7 @@ class _Recorder:
     def __init__(self, device: torch.device) -> None:
         self.shapes: dict[int, KVShape] = {}
         self.windows: dict[int, int | None] = {}
+        self.has_softcap = False
         self.is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._device = device
         self._visible: dict[int | None, Tensor] = {}
@@ -176,6 +188,7 @@ class _Recorder:
             raise AttentionError(f"layer {layer} attends more than once, and has one place for keys and values.")
         self.shapes[layer] = KVShape(1, key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = call.sliding_window
+        self.has_softcap |= call.softcap is not None
         for part in (query, key, value):
             self.is_finite &= torch.isfinite(part).all()
         heads_per_group = query.shape[1] // key.shape[1]

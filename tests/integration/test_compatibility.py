@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import sharp_model, tiny_model, tiny_tokenizer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ruprompt_fast import MultiPrompt, Prompt, PromptFormat, TensorPromptProvider
 from ruprompt_fast.errors import UnsupportedModelError
@@ -50,6 +51,18 @@ def test_a_model_that_overflows_in_float16_is_told_apart_from_one_that_cannot_be
 def test_every_dtype_passes(dtype: torch.dtype) -> None:
     model = sharp_model("gemma3").to(dtype)
     assert len(check_compatibility(model, attached(model))) == 2
+
+
+def test_attention_that_leaves_a_softcap_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sharp_model("gemma2")
+    assert len(check_compatibility(model, attached(model))) == 2
+    # As in transformers 5.17, which newer versions refuse.
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    monkeypatch.setattr(type(model), "_supports_sdpa", True)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, softcap=None, **kwargs: sdpa(*args, **kwargs))
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedModelError, match='computes other logits .*soft cap.*attn_implementation="eager"'):
+        check_compatibility(model, model.get_input_embeddings())
 
 
 def test_nothing_is_copied_to_the_device_in_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
