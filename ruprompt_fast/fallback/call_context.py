@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
+from transformers import GenerationMixin
 
 from ruprompt_fast.errors import (
     DetachedModelError,
@@ -33,6 +36,9 @@ _READS_INPUT_IDS: dict[str, tuple[Any, ...]] = {
     "sequence_bias": (None,),
     "watermarking_config": (None,),
 }
+
+# Since some version of transformers 5, beam search takes the number of columns from the logits, not from the config.
+_BEAMS_COUNT_COLUMNS = "vocab_size" not in inspect.signature(GenerationMixin._get_top_k_continuations).parameters
 
 
 def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
@@ -91,6 +97,11 @@ def with_settings(model: PreTrainedModel, settings: GenerationConfig, wide: Wide
     if wide is not None:
         view._forward_hooks = OrderedDict(view._forward_hooks)
         view.register_forward_hook(wide)
+        # A watermark depends on the vocabulary's size, which has to stay.
+        if not _BEAMS_COUNT_COLUMNS and (settings.num_beams or 1) > 1 and settings.watermarking_config is None:
+            view.config = copy.deepcopy(model.config)
+            text_config = view.config.get_text_config()
+            text_config.vocab_size = max(text_config.vocab_size, wide.num_columns)
     return cast("PreTrainedModel", view)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import (
 from ruprompt_fast.errors import ConfigError, MissingDependencyError
 from ruprompt_fast.runs.artifacts import CHECKPOINTS, check_can_draw
 from ruprompt_fast.runs.config import TrainConfig
+from ruprompt_fast.training.arguments import CHECKPOINTING
 from ruprompt_fast.training.recipes import Recipe, recipe_for
 
 NUM_LOGS = 100
@@ -120,8 +121,5 @@ def training_arguments(
         disable_tqdm=is_quiet or not sys.stderr.isatty(),
     )
     if optimization.gradient_checkpointing:
-        known = {part.name for part in fields(TrainingArguments)}
-        arguments["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = (
-            True
-        )
+        arguments[CHECKPOINTING] = True
     return TrainingArguments(**arguments)

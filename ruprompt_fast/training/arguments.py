@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 
 from ruprompt_fast.errors import SettingError
 from ruprompt_fast.training.recipes import provider_kind, recipe_for
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 # Refused where they are set to anything but nothing, with what to do instead.
 _UNSUPPORTED = {
@@ -36,6 +35,10 @@ _UNSUPPORTED = {
     "group_by_length": "set train_sampling_strategy='group_by_length'",
 }
 _SAMPLING = ("random", "sequential", "group_by_length")
+
+_KNOWN = {part.name for part in fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _KNOWN else "gradient_checkpointing"
+"""The training argument that has layers recompute their activations, whose name depends on transformers' version."""
 
 
 def checked_arguments(args: TrainingArguments) -> TrainingArguments:
@@ -80,8 +83,6 @@ def default_arguments(providers: Sequence[nn.Module]) -> TrainingArguments:
     Raises:
         SettingError: they have different recipes.
     """
-    from transformers import TrainingArguments
-
     kinds = sorted({provider_kind(provider) for provider in providers})
     if len(kinds) > 1:
         raise SettingError(f"providers of different kinds, {kinds}, have different recipes; give args.")

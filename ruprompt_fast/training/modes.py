@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ruprompt_fast.embedding import note_update
 from ruprompt_fast.errors import SettingError
+from ruprompt_fast.training.arguments import CHECKPOINTING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
@@ -61,7 +62,7 @@ def check_can_checkpoint(model: nn.Module) -> None:
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise SettingError(
             f"activation checkpointing needs transformers' GradientCheckpointingLayer; {type(model).__name__} has "
-            "none. Leave activation_checkpointing out; take smaller batches and more gradient_accumulation_steps."
+            f"none. Leave {CHECKPOINTING} out; take smaller batches and more gradient_accumulation_steps."
         )
 
 

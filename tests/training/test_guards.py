@@ -39,6 +39,7 @@ from ruprompt_fast.errors import (
 )
 from ruprompt_fast.prompts import PrefixTuningProvider
 from ruprompt_fast.training import DivergenceGuard, PromptTrainer, Task
+from ruprompt_fast.training.arguments import CHECKPOINTING
 
 
 class At(TrainerCallback):
@@ -165,7 +166,7 @@ def test_guards_that_cannot_work_are_refused(values: dict[str, Any]) -> None:
         {"bf16_full_eval": True},
         {"train_sampling_strategy": "batch_rebalance"},
         {"ignore_data_skip": True},
-        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
+        {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}},
         {"accelerator_config": {"split_batches": True}},
         {"accelerator_config": {"use_seedable_sampler": False}},
     ],
@@ -181,7 +182,7 @@ def test_what_a_model_cannot_do_is_refused(tmp_path: Path) -> None:
         pass
 
     with pytest.raises(SettingError, match="GradientCheckpointingLayer"):
-        make_trainer(tmp_path, make_prompt(), NoLayers(), activation_checkpointing=True)
+        make_trainer(tmp_path, make_prompt(), NoLayers(), **{CHECKPOINTING: True})
     with pytest.raises(SettingError, match="compute_metrics"):
         PromptTrainer(
             sharp_model("gpt2"), prompt=make_prompt(), task=TASK, tokenizer=tiny_tokenizer(), compute_metrics=len

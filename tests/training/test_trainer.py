@@ -37,6 +37,7 @@ from ruprompt_fast.errors import AlreadyAttachedError
 from ruprompt_fast.prompts import PrefixTuningProvider
 from ruprompt_fast.prompts.ensemble import PromptEnsemble
 from ruprompt_fast.training import PromptTrainer, Task, prompt_for
+from ruprompt_fast.training.arguments import CHECKPOINTING
 
 # Losses and rows after several steps of the same mathematics in another order.
 STEPS_ERROR = 1e-5
@@ -176,7 +177,7 @@ def test_every_run_has_its_own_precision(tmp_path: Path) -> None:
 def test_nothing_of_a_run_stays_at_the_model(tmp_path: Path) -> None:
     model = sharp_model("llama")
     before, state = set(vars(model)), model.state_dict().keys()
-    trainer = make_trainer(tmp_path, make_prompt(), model, max_steps=2, bf16=True, activation_checkpointing=True)
+    trainer = make_trainer(tmp_path, make_prompt(), model, max_steps=2, bf16=True, **{CHECKPOINTING: True})
     assert model.config.use_cache
     for _ in range(2):
         trainer.train()
@@ -194,7 +195,7 @@ def test_nothing_of_a_run_stays_at_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gptj"])
 def test_checkpointed_layers_give_the_same(tmp_path: Path, family: str) -> None:
     runs = {}
-    for name, settings in {"kept": {}, "checkpointed": {"activation_checkpointing": True}}.items():
+    for name, settings in {"kept": {}, "checkpointed": {CHECKPOINTING: True}}.items():
         trainer = make_trainer(tmp_path / name, make_prompt(), sharp_model(family), max_steps=3, **settings)
         counter = CallCounter()
         counter.watch(trainer.network)
