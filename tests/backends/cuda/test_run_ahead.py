@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from ruprompt_fast import FastPromptModel
+from ruprompt_fast.backends.cuda import ahead
 from ruprompt_fast.backends.cuda.options import CudaOptions
 from ruprompt_fast.errors import EngineStepError
 
@@ -46,6 +48,23 @@ def model(request: pytest.FixtureRequest) -> Iterator[FastPromptModel]:
     else:
         with engines_on(WatchedDevice(), AHEAD), disputes(every=5):
             yield case().serve(num_pages=9, max_batch_size=6, max_step_tokens=48)
+
+
+@pytest.mark.parametrize(("host", "waited", "pays"), [(1e-3, 5e-3, True), (1e-4, 5e-3, False), (1e-3, 0.0, True)])
+def test_it_pays_as_soon_as_the_hosts_part_is_a_twentieth(
+    host: float, waited: float, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(ahead, "time", SimpleNamespace(perf_counter=lambda: now))
+    run_ahead = ahead.RunAhead()
+    assert not run_ahead.pays
+    for _ in range(3):
+        now += host + waited
+        run_ahead.note(waited)
+    assert run_ahead.pays == pays
+    now += 100.0  # nobody asked for anything
+    run_ahead.note(waited)
+    assert run_ahead.pays == pays
 
 
 def test_the_same_tokens_as_in_turns(model: FastPromptModel) -> None:
