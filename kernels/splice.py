@@ -38,36 +38,45 @@ def splice_kernel(
     token_limit,
     prompt_rows,
     first_prompt_id,
+    ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # The blocks of a row are neighbours, so that its memory is read in one piece.
     blocks = tl.cdiv(width, BLOCK)
     block = tl.program_id(0) % blocks
-    position = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # From a program's first id on, 32 bits reach; 64 in each thread would spill.
+    first = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
+    place = tl.arange(0, ROWS)
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    present = position < num_ids
-    id_ = tl.load(ids_ptr + position, mask=present, other=0).to(tl.int64)
+    present = place < tl.minimum(num_ids - first, ROWS).to(tl.int32)
+    id_ = tl.load(ids_ptr + first + place, mask=present, other=0).to(tl.int64)
     row = id_ - first_prompt_id
     is_token = (id_ >= 0) & (id_ < token_limit)
     is_prompt = (row >= 0) & (row < prompt_rows)
     is_bad = present & (is_token == is_prompt)  # an id is never in both
-    # One load from a chosen address: two masked loads would double the instructions and the registers.
+    # One load from a chosen address: two masked loads would double the instructions and the registers. That addresses
+    # and widths are multiples of 16 bytes, Triton 3.8 forgets where one is chosen.
     source = tl.where(is_prompt, prompt_ptr + row * prompt_stride, token_ptr + id_ * token_stride)
+    source = tl.multiple_of(source, ALIGNMENT)
     # An id in neither table must read nothing; Triton 3.7's interpreter cannot run "inside & valid".
-    readable = tl.where(present & (is_bad == 0), width, 0)
+    readable = width * (present & (is_bad == 0)).to(tl.int32)
     value = tl.load(source[:, None] + columns[None, :], mask=columns[None, :] < readable[:, None], other=float("nan"))
-    out = out_ptr + position[:, None] * width + columns[None, :]
-    tl.store(out, value, mask=columns[None, :] < tl.where(present, width, 0)[:, None])
+    out_ptr += first * width
+    tl.store(
+        out_ptr + place[:, None] * width + columns[None, :],
+        value,
+        mask=columns[None, :] < (width * present.to(tl.int32))[:, None],
+    )
     if block == 0:
-        bad_position = tl.min(tl.where(is_bad, position, num_ids))
-        if bad_position < num_ids:
+        bad_place = tl.min(tl.where(is_bad, place, ROWS))
+        if bad_place < ROWS:
             # Only the program that swaps the mark in first describes its id, so the slots never mix two ids. It swaps
             # the mark's lower half: Triton 3.4 cannot compile a swap of 64 bits.
             mark_ptr = error_ptr.to(tl.pointer_type(tl.int32))
             if tl.atomic_cas(mark_ptr, tl.full((), 0, tl.int32), tl.full((), 1, tl.int32)) == 0:
-                tl.store(error_ptr + 1, tl.load(ids_ptr + bad_position).to(tl.int64))
-                tl.store(error_ptr + 2, bad_position)
+                tl.store(error_ptr + 1, tl.load(ids_ptr + first + bad_place).to(tl.int64))
+                tl.store(error_ptr + 2, first + bad_place)
                 tl.store(error_ptr + 3, tl.full((), 0, tl.int64) + token_limit)
                 tl.store(error_ptr + 4, tl.full((), 0, tl.int64) + first_prompt_id)
                 tl.store(error_ptr + 5, tl.full((), 0, tl.int64) + prompt_rows)
@@ -120,6 +129,12 @@ def grad_tile(num_ids: int, prompt_rows: int) -> dict[str, int]:
     return GRAD_LONG if num_ids >= _LONG_SEGMENT * prompt_rows else GRAD_SHORT
 
 
+def _alignment(*tables: torch.Tensor) -> int:
+    """Bytes that every row's address is a multiple of: 16, or those of an element."""
+    addresses = [address for table in tables for address in (table.data_ptr(), table.stride(0) * table.element_size())]
+    return tables[0].element_size() if any(address % 16 for address in addresses) else 16
+
+
 def launch_splice(
     ids: torch.Tensor,
     tokens: torch.Tensor,
@@ -150,6 +165,7 @@ def launch_splice(
         max(0, min(first_prompt_id, tokens.shape[0])),
         prompts.shape[0],
         first_prompt_id,
+        ALIGNMENT=_alignment(tokens, prompts),
         num_warps=TILE_WARPS,
         **tile,
     )

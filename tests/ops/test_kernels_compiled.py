@@ -42,8 +42,9 @@ ALIGNED = {"width", "token_stride", "prompt_stride", "grad_stride"}
 
 def compile_splice(width: int, dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
     size = 4 if dtype == "float32" else 2
-    tile, warps = kernels.splice_tile(width, size), kernels.TILE_WARPS
-    return compile_for(kernels.splice_kernel, SPLICE_TYPES, tile, dtype, arch, warps, ALIGNED if aligned else ())
+    constants = {"ALIGNMENT": 16 if aligned else size, **kernels.splice_tile(width, size)}
+    warps = kernels.TILE_WARPS
+    return compile_for(kernels.splice_kernel, SPLICE_TYPES, constants, dtype, arch, warps, ALIGNED if aligned else ())
 
 
 def compile_grad(tile: dict[str, int], dtype: str, arch: int, aligned: bool = True) -> CompiledKernel:
