@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -111,8 +113,7 @@ class CudaDevice:
         index = torch.cuda.current_device() if torch_device.index is None else torch_device.index
         self.torch_device = torch.device("cuda", index)
         self.card = card_of(self.torch_device)
-        self._copies = torch.cuda.Stream(self.torch_device)
-        self._captures = torch.cuda.Stream(self.torch_device)
+        self._copies, self._captures, self._capturing = _streams_of(self.torch_device)
         self._graph_pool = torch.cuda.graph_pool_handle()
         self._abandoned: list[torch.cuda.CUDAGraph] = []
 
@@ -164,7 +165,7 @@ class CudaDevice:
         call CUDA while it records.
         """
         # Torch synchronizes the current device; a thread of our own begins on the first one.
-        with torch.cuda.device(self.torch_device):
+        with self._capturing, torch.cuda.device(self.torch_device):
             self._captures.wait_stream(self._current)
             # Also around the recording: one that fails does not give the thread its own stream back.
             with torch.cuda.stream(self._captures):
@@ -217,6 +218,26 @@ class CudaDevice:
         event = torch.cuda.Event()
         event.record(self._current)
         return _Waited(event)
+
+
+class _Streams(NamedTuple):
+    """Streams beside the current one.
+
+    Attributes:
+        copies: copies from and to host memory.
+        captures: records graphs.
+        capturing: held by the thread that records.
+    """
+
+    copies: torch.cuda.Stream
+    captures: torch.cuda.Stream
+    capturing: threading.Lock
+
+
+@cache
+def _streams_of(device: torch.device) -> _Streams:
+    """The same for every engine on a card: cuBLAS keeps memory for each stream that it ever worked on."""
+    return _Streams(torch.cuda.Stream(device), torch.cuda.Stream(device), threading.Lock())
 
 
 class _Waited:

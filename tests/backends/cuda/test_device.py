@@ -54,6 +54,7 @@ class FakeCuda:
             torch._C, "_cuda_endAllocateToPool", lambda _, pool: self.recording.remove(pool), raising=False
         )
         monkeypatch.setattr(device_module, "card_of", lambda _: V100)
+        monkeypatch.setattr(device_module, "_streams_of", device_module._streams_of.__wrapped__)  # not kept for others
 
     def new_pool(self) -> int:
         self.pools += 1
