@@ -183,3 +183,14 @@ def troubled() -> Case:
         model.model.norm = Troubled(model.model.norm)
 
     return changed(put_in)
+
+
+class Reading(nn.Module):
+    """Reads a number on the host, which no graph can."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden) if hidden.abs().max().item() >= 0 else hidden

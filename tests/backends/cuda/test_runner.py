@@ -12,6 +12,7 @@ import transformers as tf
 from backends.cuda.engine_cases import (
     KINDS,
     NUM_NEW,
+    Reading,
     WatchedDevice,
     case,
     changed,
@@ -147,17 +148,6 @@ def test_what_is_padding_changes_nothing(device: WatchedDevice) -> None:
     assert stats(model).num_graphs == 4
     assert stats(model).eager_reasons == {}
     assert_at_rest(model)
-
-
-class Reading(nn.Module):
-    """Reads a number on the host."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layer(hidden) if hidden.abs().max().item() >= 0 else hidden
 
 
 class Selecting(Reading):
