@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ruprompt_fast.embedding import SplicedEmbedding
 
-_SET_UP_LENS = (16, 2, 1)  # a step that reads inputs while another sequence decodes
+_SET_UP_ROWS, _SET_UP_TOKENS = 3, 19
 
 
 class CudaRunner:
@@ -82,7 +82,7 @@ class CudaRunner:
         if refusal is not None:
             self._graphs.refuse_all(refusal)
         elif device.captures_ahead:
-            self._set_up()
+            self._set_up(limits)
 
     def launch(
         self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
@@ -209,12 +209,13 @@ class CudaRunner:
             logits_at=starts[1:].astype(np.int64) - 1,
         )
 
-    def _set_up(self) -> None:
+    def _set_up(self, limits: RunnerLimits) -> None:
         """Capture the graphs, and have the kernels of other steps compiled."""
+        lens = _set_up_lens(limits)
         with torch.inference_mode():
             for bucket in self._buckets.largest_first():
                 self._graphs.of(bucket)
-            self._eager(self._rehearsal_batch(_SET_UP_LENS), [None] * len(_SET_UP_LENS), None)
+            self._eager(self._rehearsal_batch(lens), [None] * len(lens), None)
         self._num_eager = 0
 
     def _shape_of(self, bucket: Bucket) -> StepShape:
@@ -230,6 +231,13 @@ class CudaRunner:
         return self._shape(
             max(limits.max_step_tokens, largest.num_rows), 2 * largest.num_rows, largest.num_rows, largest.num_blocks
         )
+
+
+def _set_up_lens(limits: RunnerLimits) -> list[int]:
+    """The sequences of a step that reads an input while others decode, as far as the limits allow."""
+    count = min(_SET_UP_ROWS, limits.max_sequences, limits.max_step_tokens)
+    rest = min(_SET_UP_TOKENS, limits.max_step_tokens) - count
+    return [1 + min(rest, limits.max_model_len - 2)] + [1] * (count - 1)
 
 
 def _why_eager(model: PreTrainedModel) -> str | None:

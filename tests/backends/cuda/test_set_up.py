@@ -36,3 +36,20 @@ def test_graphs_are_there_and_the_tokens_the_same(family: str, monkeypatch: pyte
     assert after is not None
     assert after.runner is not None
     assert after.runner.num_graphs == len(buckets)
+
+
+@pytest.mark.filterwarnings("error:An output with one or more elements was resized")
+@pytest.mark.parametrize(("max_batch_size", "max_step_tokens"), [(1, 512), (2, 512), (1, 1), (4, 5)])
+def test_a_small_engine_is_set_up(max_batch_size: int, max_step_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "cpu", lambda device, dtype: CudaBackend(AheadDevice(), dtype))
+    model = FastPromptModel.from_pretrained(
+        sharp_model("gpt2"),
+        tokenizer=tiny_tokenizer(),
+        max_batch_size=max_batch_size,
+        max_step_tokens=max_step_tokens,
+    )
+    found = model.generate(["да", "нет"], max_new_tokens=5, eos_token_id=None)
+    monkeypatch.undo()
+    plain = FastPromptModel.from_pretrained(sharp_model("gpt2"), tokenizer=tiny_tokenizer())
+    expected = plain.generate(["да", "нет"], max_new_tokens=5, eos_token_id=None)
+    assert [output.token_ids for output in found] == [output.token_ids for output in expected]
