@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ruprompt_fast.backends.cpu.kv_pool import KVPool
+from ruprompt_fast.backends.page_layout import bytes_per_page
 from ruprompt_fast.cache import HostPages, PrefixCache, PrefixEntry, prefix_key
 from ruprompt_fast.errors import IntegrityError, PromptLengthError, TensorArgumentError
 from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE
 from ruprompt_fast.prompts import KVShape
 
 LAYERS = [KVShape(1, 2, 3, 2), KVShape(1, 1, 2, 4)]
-PAGE_BYTES = KVPool.bytes_per_page(LAYERS, torch.float32)
+PAGE_BYTES = bytes_per_page(LAYERS, KVPool.page_size, torch.float32)
 FIRST_ROW_ID = 1000
 
 

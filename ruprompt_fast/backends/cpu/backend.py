@@ -12,6 +12,7 @@ from ruprompt_fast.backends.cpu.memory import available_bytes
 from ruprompt_fast.backends.cpu.packing import pack_model
 from ruprompt_fast.backends.cpu.runner import CpuRunner
 from ruprompt_fast.backends.packing import PackedModel
+from ruprompt_fast.backends.page_layout import bytes_per_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ class CpuBackend:
 
     def page_bytes(self, shapes: Sequence[KVShape]) -> int:
         """Bytes of one page in all layers."""
-        return KVPool.bytes_per_page(shapes, self._dtype)
+        return bytes_per_page(shapes, self.page_size, self._dtype)
 
     def available_bytes(self) -> int:
         """Bytes of memory that are free without swapping, within a container's limit."""

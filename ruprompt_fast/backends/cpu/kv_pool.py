@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ruprompt_fast.backends.page_layout import PageLayout, bytes_per_page
 from ruprompt_fast.cache import HostPages, PageIndices, num_pages_of
-from ruprompt_fast.errors import SettingError, TensorArgumentError
 from ruprompt_fast.ops import copy_pages, write_kv
 from ruprompt_fast.ops.cpu.kv_pages import PAGE_SIZE, kv_page_shapes
 from ruprompt_fast.prompts import KVShape
@@ -41,26 +41,13 @@ class KVPool:
     page_size = PAGE_SIZE
 
     def __init__(self, shapes: Sequence[KVShape], num_pages: int, dtype: torch.dtype) -> None:
-        if num_pages < 1:
-            raise SettingError(f"a pool of keys and values needs at least one page; found num_pages={num_pages}.")
+        self._layout = PageLayout(shapes, num_pages, _page_shapes, dtype)
         self.num_pages = num_pages
         self.dtype = dtype
-        self.page_bytes = self.bytes_per_page(shapes, dtype)
-        self._layers = [shape for shape in shapes for _ in range(shape.num_layers)]
-        page_shapes = [_page_shapes(layer, num_pages) for layer in self._layers]
+        self.page_bytes = bytes_per_page(shapes, PAGE_SIZE, dtype)
+        page_shapes = [_page_shapes(layer, num_pages) for layer in self._layout.layers]
         self.keys = [_zeros(key_shape, dtype) for key_shape, _ in page_shapes]
         self.values = [_zeros(value_shape, dtype) for _, value_shape in page_shapes]
-
-    @staticmethod
-    def bytes_per_page(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:
-        """Bytes that one page takes in all layers together.
-
-        Raises:
-            SettingError: there are no layers.
-        """
-        if not shapes:
-            raise SettingError("a pool of keys and values needs at least one attention layer; found none.")
-        return sum(shape.row_width for shape in shapes) * PAGE_SIZE * dtype.itemsize
 
     def copy_pages(self, copies: npt.NDArray[np.integer]) -> None:
         """Copy whole pages in every layer: pairs (source, destination) [n, 2], in order."""
@@ -76,7 +63,7 @@ class KVPool:
         Raises:
             TensorArgumentError: a page is not in the pool.
         """
-        index = self._index(pages)
+        index = self._layout.index(pages)
         keys = tuple(layer.index_select(0, index) for layer in self.keys)
         return HostPages(keys, tuple(layer.index_select(0, index) for layer in self.values))
 
@@ -87,7 +74,7 @@ class KVPool:
             TensorArgumentError: a page is not in the pool, or the copy has another number of pages, other layers
                 or another dtype.
         """
-        index = self._index(pages)
+        index = self._layout.index(pages)
         self.check_host_pages(host_pages, len(index))
         for layers, copies in ((self.keys, host_pages.keys), (self.values, host_pages.values)):
             for layer, copy in zip(layers, copies, strict=True):
@@ -99,14 +86,7 @@ class KVPool:
         Raises:
             TensorArgumentError: it has another number of pages, other layers or another dtype.
         """
-        shapes = [_page_shapes(layer, num_pages) for layer in self._layers]
-        expected = [(shape, self.dtype) for pair in zip(*shapes, strict=True) for shape in pair]
-        found = [(tuple(tensor.shape), tensor.dtype) for tensor in (*host_pages.keys, *host_pages.values)]
-        if found != expected:
-            raise TensorArgumentError(
-                f"host pages must be {num_pages} pages of {len(self._layers)} layers in {self.dtype}, {expected}; "
-                f"found {found}. Make them with KVPool.read_pages or KVPool.pack of a pool of the same model."
-            )
+        self._layout.check_host_pages(host_pages, num_pages)
 
     def pack(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> HostPages:
         """Pages of keys and values that the model did not compute, such as those of prefix tuning.
@@ -118,14 +98,9 @@ class KVPool:
         Raises:
             TensorArgumentError: another number of layers, another shape, or no tokens.
         """
-        tokens = keys[0].shape[0] if keys else 0
-        expected = [(tokens, layer.num_key_value_heads, layer.head_dim) for layer in self._layers]
-        expected += [(tokens, layer.num_key_value_heads, layer.value_width) for layer in self._layers]
-        found = [tuple(tensor.shape) for tensor in (*keys, *values)]
-        if tokens == 0 or found != expected:
-            raise TensorArgumentError(f"keys and values of every layer must have the shapes {expected}; found {found}.")
-        slots = torch.arange(tokens)
-        packed = [self._pack_layer(*layer, slots) for layer in zip(self._layers, keys, values, strict=True)]
+        self._layout.check_tokens(keys, values)
+        slots = torch.arange(keys[0].shape[0])
+        packed = [self._pack_layer(*layer, slots) for layer in zip(self._layout.layers, keys, values, strict=True)]
         return HostPages(tuple(pair[0] for pair in packed), tuple(pair[1] for pair in packed))
 
     def _pack_layer(self, layer: KVShape, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,13 +108,6 @@ class KVPool:
         key_pages, value_pages = (torch.zeros(shape, dtype=self.dtype) for shape in shapes)
         write_kv(key.to(key_pages), value.to(value_pages), key_pages, value_pages, slots)
         return key_pages, value_pages
-
-    def _index(self, pages: PageIndices) -> Tensor:
-        index = torch.from_numpy(np.array(pages, dtype=np.int64))
-        outside = index[(index < 0) | (index >= self.num_pages)]
-        if len(outside):
-            raise TensorArgumentError(f"pages must be in 0 .. {self.num_pages - 1}; found {outside.tolist()}.")
-        return index
 
 
 def _page_shapes(layer: KVShape, num_pages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,6 +12,7 @@ from ruprompt_fast.backends.cuda.kv_pool import DevicePages
 from ruprompt_fast.backends.cuda.layers import FusedLayers, prepare_layers
 from ruprompt_fast.backends.cuda.options import CudaOptions
 from ruprompt_fast.backends.cuda.runner import CudaRunner
+from ruprompt_fast.backends.page_layout import bytes_per_page
 from ruprompt_fast.ops.cuda import cards
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class CudaBackend:
 
     def page_bytes(self, shapes: Sequence[KVShape]) -> int:
         """Bytes of one page in all layers."""
-        return DevicePages.bytes_per_page(shapes, self._dtype)
+        return bytes_per_page(shapes, self.page_size, self._dtype)
 
     def available_bytes(self) -> int:
         """Bytes of the card's memory that are free."""

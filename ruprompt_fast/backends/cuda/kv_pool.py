@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ruprompt_fast.backends.cuda.device import Device
+from ruprompt_fast.backends.page_layout import PageLayout, bytes_per_page
 from ruprompt_fast.cache import HostPages, PageIndices, num_pages_of
-from ruprompt_fast.errors import SettingError, TensorArgumentError
 from ruprompt_fast.ops import copy_pages_at_once
 from ruprompt_fast.ops.page_copies import rounds_of
 from ruprompt_fast.ops.token_major_pages import PAGE_SIZE, token_major_page_shapes
@@ -41,28 +41,15 @@ class DevicePages:
     page_size = PAGE_SIZE
 
     def __init__(self, device: Device, shapes: Sequence[KVShape], num_pages: int, dtype: torch.dtype) -> None:
-        if num_pages < 1:
-            raise SettingError(f"a pool of keys and values needs at least one page; found num_pages={num_pages}.")
+        self._layout = PageLayout(shapes, num_pages, _page_shapes, dtype)
         self.num_pages = num_pages
         self.trash_page = num_pages
-        self.page_bytes = self.bytes_per_page(shapes, dtype)
+        self.page_bytes = bytes_per_page(shapes, PAGE_SIZE, dtype)
         self._device = device
         self._dtype = dtype
-        self._layers = [shape for shape in shapes for _ in range(shape.num_layers)]
         self._groups = [self._group(shape, num_pages + 1) for shape in _merged(shapes)]
         self.keys = [layer for keys, _ in self._groups for layer in keys]
         self.values = [layer for _, values in self._groups for layer in values]
-
-    @staticmethod
-    def bytes_per_page(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:
-        """Bytes that one page takes in all layers together.
-
-        Raises:
-            SettingError: there are no layers.
-        """
-        if not shapes:
-            raise SettingError("a pool of keys and values needs at least one attention layer; found none.")
-        return sum(shape.row_width for shape in shapes) * PAGE_SIZE * dtype.itemsize
 
     def close(self) -> None:
         """Give back the memory; nothing is read or written afterwards."""
@@ -113,14 +100,7 @@ class DevicePages:
         Raises:
             TensorArgumentError: it has another number of pages, other layers or another dtype.
         """
-        shapes = [_page_shapes(layer, num_pages) for layer in self._layers]
-        expected = [(shape, self._dtype) for part in zip(*shapes, strict=True) for shape in part]
-        found = [(tuple(tensor.shape), tensor.dtype) for tensor in (*host_pages.keys, *host_pages.values)]
-        if found != expected:
-            raise TensorArgumentError(
-                f"host pages must be {num_pages} pages of {len(self._layers)} layers in {self._dtype}, {expected}; "
-                f"found {found}. Make them with read_pages or pack of a pool of the same model."
-            )
+        self._layout.check_host_pages(host_pages, num_pages)
 
     def pack(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> HostPages:
         """Pages of keys and values that the model did not compute, such as those of prefix tuning.
@@ -132,12 +112,7 @@ class DevicePages:
         Raises:
             TensorArgumentError: another number of layers, another shape, or no tokens.
         """
-        tokens = keys[0].shape[0] if keys else 0
-        expected = [(tokens, layer.num_key_value_heads, layer.head_dim) for layer in self._layers]
-        expected += [(tokens, layer.num_key_value_heads, layer.value_width) for layer in self._layers]
-        found = [tuple(tensor.shape) for tensor in (*keys, *values)]
-        if tokens == 0 or found != expected:
-            raise TensorArgumentError(f"keys and values of every layer must have the shapes {expected}; found {found}.")
+        self._layout.check_tokens(keys, values)
         return HostPages(tuple(map(self._packed, keys)), tuple(map(self._packed, values)))
 
     def _packed(self, tokens: Tensor) -> Tensor:
@@ -157,10 +132,7 @@ class DevicePages:
         )
 
     def _index(self, pages: PageIndices) -> Tensor:
-        index = torch.from_numpy(np.array(pages, dtype=np.int64))
-        outside = index[(index < 0) | (index >= self.num_pages)]
-        if len(outside):
-            raise TensorArgumentError(f"pages must be in 0 .. {self.num_pages - 1}; found {outside.tolist()}.")
+        index = self._layout.index(pages)
         # A copy from memory that is not pinned would wait for all that the device has been given.
         staged = self._device.pinned(index.shape, index.dtype).copy_(index)
         arrived = torch.empty_like(index, device=self._device.torch_device)
