@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -23,15 +23,15 @@ from backends.cuda.cuda_cases import (
     serve,
     with_norm,
 )
-from backends.cuda.engine_cases import KINDS, NUM_NEW, Reading, case, config, stats
+from backends.cuda.engine_cases import NUM_NEW, Reading, case, stats
 from backends.test_every_backend import step
-from engine.reference import END, NAMES, TEXTS, assert_at_rest, counts
+from engine.reference import END, assert_at_rest, counts
 from tiny_models import CONTEXT, sharp_model, tiny_tokenizer
 from tolerances import relative_error
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ruprompt_fast import FastPromptModel, Prompt, PromptFormat, TensorPromptProvider
-from ruprompt_fast.backends import Runner, RunnerLimits
+from ruprompt_fast import Prompt, PromptFormat, TensorPromptProvider
+from ruprompt_fast.backends import LaunchedStep, Runner, RunnerLimits, StepBatch
 from ruprompt_fast.backends.cuda import CudaBackend, CudaOptions
 from ruprompt_fast.backends.cuda.buckets import Buckets
 from ruprompt_fast.cache import num_pages_of
@@ -124,127 +124,78 @@ def waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_steps_and_page_moves_do_not_wait() -> None:
-    """A step with a prompt's rows, steps that decode, pages that are copied, evicted and loaded."""
+ROWS = [
+    SamplingRow(SamplingParams(max_new_tokens=4), [5], []),
+    SamplingRow(SamplingParams(max_new_tokens=4, do_sample=True, top_p=0.8, seed=1), [5], []),
+]
+
+
+@dataclass
+class Steps:
+    """A runner, a step that reads a prompt's rows and two texts, and one that decodes after it."""
+
+    runner: Runner
+    prefill: StepBatch
+    decode: StepBatch
+
+    def launch(self) -> list[LaunchedStep]:
+        return [self.runner.launch(batch, ROWS) for batch in (self.prefill, self.decode)]
+
+    @property
+    def num_replayed(self) -> int:
+        found = self.runner.stats()
+        assert found is not None
+        return found.num_replayed_steps
+
+
+@pytest.fixture
+def steps() -> Iterator[Steps]:
     runner, embedding = make_runner(sharp_model("llama"))
-    pages, page_size = runner.pages, runner.pages.page_size
     rows = torch.randn(3, embedding.row_width).to(CUDA)
     first = embedding.first_prompt_id
     sequences = (torch.tensor([first, first + 1, first + 2, *range(5, 20)]), torch.arange(20, 30))
     tables = [np.array([4, 2]), np.array([7])]
-    prefill = step(sequences, tables, (0, 0), (17, 9), page_size, rows)
-    decode = step(sequences, tables, (17, 9), (18, 10), page_size, rows[:0])
-    greedy = SamplingRow(SamplingParams(max_new_tokens=4), [5], [])
-    sampled = SamplingRow(SamplingParams(max_new_tokens=4, do_sample=True, top_p=0.8, seed=1), [5], [])
-    copies = np.array([[4, 9], [9, 10], [7, 1]], dtype=np.int32)
-
-    def work() -> list[Any]:
-        launched = [runner.launch(prefill, [greedy, sampled]), runner.launch(decode, [greedy, sampled])]
-        pages.copy_pages(copies)
-        pages.write_pages([0, 11], pages.read_pages([4, 7]))
-        return launched
-
-    for launched in work():
-        launched.chosen()
-    replayed = runner.stats()
-    assert replayed is not None
-    with waiting_is_an_error():
-        launched = work()
-    after = runner.stats()
-    assert after is not None
-    assert after.num_replayed_steps - replayed.num_replayed_steps == 1
-    assert all(isinstance(choice, SampledToken) for each in launched for choice in each.chosen())
-    for part in bits(pages.read_pages([4, 7, 0, 11, 10])):
-        assert torch.equal(part[[0, 1, 0]], part[[2, 3, 4]])
+    make = functools.partial(step, sequences, tables, page_size=runner.pages.page_size)
+    yield Steps(runner, make((0, 0), (17, 9), rows=rows), make((17, 9), (18, 10), rows=rows[:0]))
     runner.close()
 
 
-# Running ahead
-
-LONG: list[tuple[str, str | None]] = [
-    ("да", "around"),
-    ("а", None),
-    ("а", "page"),
-    ("как дела", "around"),
-    ("кот", "page"),
-    ("привет", "leading"),
-]
-NUM_LONG = 100
+def check_chosen(launched: list[LaunchedStep]) -> None:
+    assert all(isinstance(choice, SampledToken) for each in launched for choice in each.chosen())
 
 
-def long_configs() -> list[GenerationConfig]:
-    """A kind for each request, then one whose bans only the host knows."""
-    return [config(kind, NUM_LONG) for kind in range(len(KINDS))] + [
-        GenerationConfig(max_new_tokens=NUM_LONG, bad_words_ids=[[7], [8, 9]])
-    ]
+def test_steps_and_page_moves_do_not_wait(steps: Steps) -> None:
+    """Pages are copied, evicted and loaded."""
+    pages = steps.runner.pages
+
+    def work() -> list[LaunchedStep]:
+        launched = steps.launch()
+        pages.copy_pages(np.array([[4, 9], [9, 10], [7, 1]], dtype=np.int32))
+        pages.write_pages([0, 11], pages.read_pages([4, 7]))
+        return launched
+
+    check_chosen(work())
+    before = steps.num_replayed
+    with waiting_is_an_error():
+        launched = work()
+    assert steps.num_replayed == before + 1
+    check_chosen(launched)
+    for part in bits(pages.read_pages([4, 7, 0, 11, 10])):
+        assert torch.equal(part[[0, 1, 0]], part[[2, 3, 4]])
 
 
-def long_run(served: FastPromptModel) -> list[list[int]]:
-    """Requests of all kinds over many steps, while others are cancelled in the midst of theirs."""
-    others = [served.stream("кот", "around", config(kind, NUM_LONG), seed=9, **ENDLESS) for kind in (0, 2, 4)]
-    texts, names = zip(*LONG, ("дом", None), strict=True)
-    run = functools.partial(served.generate, list(texts), list(names), long_configs(), seed=list(range(7)), **ENDLESS)
-    for num, stream in enumerate(others):
-        for _ in range(2 + num):
-            next(stream)
-    others[0].close()
-    found = [output.token_ids for output in run()]
-    for stream in others[1:]:
-        next(stream)
-        stream.close()
-    assert_at_rest(served)
-    return found
-
-
-def few_pages() -> int:
-    return 24 * case().page_bytes
-
-
-LABELS = ["да", "нет", "а"]
-
-
-@functools.cache
-def in_turns() -> tuple[list[list[int]], list[Any]]:
-    """What a model that does not run ahead says."""
-    with engines_with(CudaOptions(runs_ahead=False)):
-        served = serve(max_batch_size=8, kv_cache_bytes=few_pages())
-        found = long_run(served)
-        assert stats(served).num_ahead_steps == 0
-        assert stats(served).num_host_rows >= NUM_LONG
-        assert counts(served).scheduler["preemptions"] > 0
-        verdicts = served.classify(TEXTS[:3], NAMES[:3], labels=LABELS)
-        served.detach()
-    assert all(len(ids) == NUM_LONG for ids in found)
-    return found, verdicts
-
-
-def check_verdicts(found: list[Any]) -> None:
-    for ours, theirs in zip(found, in_turns()[1], strict=True):
-        assert ours.label == theirs.label
-        assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-4)
-
-
-def test_running_ahead_changes_no_token() -> None:
-    with engines_with(CudaOptions(runs_ahead=True)):
-        served = serve(max_batch_size=8, kv_cache_bytes=few_pages())
-        assert long_run(served) == in_turns()[0]
-        assert stats(served).num_ahead_steps > 0
-        assert counts(served).scheduler["preemptions"] > 0
-        check_verdicts(served.classify(TEXTS[:3], NAMES[:3], labels=LABELS))
-        served.detach()
-
-
-def test_a_caller_on_a_stream_of_its_own() -> None:
-    """Its stream has work to do, which neither loading nor a request waits for in vain."""
-    expected = in_turns()
-    with engines_with(CudaOptions(runs_ahead=True)), torch.cuda.stream(torch.cuda.Stream(CUDA)):
-        torch.cuda._sleep(50_000_000)
-        served = serve(max_batch_size=8, kv_cache_bytes=few_pages())
-        torch.cuda._sleep(50_000_000)
-        assert long_run(served) == expected[0]
-        torch.cuda._sleep(50_000_000)
-        check_verdicts(served.classify(TEXTS[:3], NAMES[:3], labels=LABELS))
-        served.detach()
+def test_a_step_is_launched_while_the_device_is_busy(steps: Steps) -> None:
+    check_chosen(steps.launch())
+    torch.cuda.synchronize()
+    before = steps.num_replayed
+    torch.cuda._sleep(1_000_000_000)  # cycles: half a second or more
+    busy = torch.cuda.Event()
+    busy.record()
+    launched = steps.runner.launch(steps.decode, ROWS)
+    assert not busy.query()
+    assert steps.num_replayed == before + 1
+    check_chosen([launched])
+    assert busy.query()
 
 
 # Int8, and shared prefixes
