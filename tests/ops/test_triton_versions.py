@@ -15,16 +15,15 @@ import pytest
 
 HERE = Path(__file__).parent
 
-# The oldest that the "triton" extra takes, the one that comes with torch 2.11 for CUDA 13, and the one that is here.
-VERSIONS = ["3.4.0", "3.6.0", "installed"]
+# The oldest that the "triton" extra takes, those that come with torch 2.11 for CUDA 13 and with torch 2.14, and the one
+# that is here.
+VERSIONS = ["3.4.0", "3.6.0", "3.8.0", "installed"]
 
-# What another version does a little worse: 8 bytes on the stack, for sm_70 alone.
+# What another version does a little worse: 8 or 16 bytes on the stack, which 3.8.0's code never touches.
 WORSE = {
-    "3.4.0": [
-        "test_kernels_compiled.py::test_splice_compiles_for_odd_rows[96-float16-70]",
-        "test_kernels_compiled.py::test_splice_compiles_for_odd_rows[96-bfloat16-70]",
-    ],
+    "3.4.0": ["test_prefill_compiled.py::test_kernel[float16-32-True-80]"],
     "3.6.0": ["test_sample_compiled.py::test_rows_are_read_in_128_bit_pieces[float16-70]"],
+    "3.8.0": ["test_sample_compiled.py::test_rows_are_read_in_128_bit_pieces[float16-90]"],
 }
 
 
@@ -33,7 +32,7 @@ WORSE = {
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_kernels_compile(version: str) -> None:
     with TemporaryDirectory() as folder:
-        environment = {**os.environ, "COMPILE_FOR": "70 90", "TRITON_CACHE_DIR": f"{folder}/cache"}
+        environment = {**os.environ, "COMPILE_FOR": "70 75 80 90", "TRITON_CACHE_DIR": f"{folder}/cache"}
         if version != "installed":
             install(version, folder)
             environment["PYTHONPATH"] = folder
