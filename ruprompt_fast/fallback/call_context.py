@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationMixin
 
 from ruprompt_fast.errors import (
     DetachedModelError,
@@ -36,9 +35,6 @@ _READS_INPUT_IDS: dict[str, tuple[Any, ...]] = {
     "sequence_bias": (None,),
     "watermarking_config": (None,),
 }
-
-# Since some version of transformers 5, beam search takes the number of columns from the logits, not from the config.
-_BEAMS_COUNT_COLUMNS = "vocab_size" not in inspect.signature(GenerationMixin._get_top_k_continuations).parameters
 
 
 def check_attached(model: PreTrainedModel, embedding: SplicedEmbedding) -> None:
@@ -98,11 +94,20 @@ def with_settings(model: PreTrainedModel, settings: GenerationConfig, wide: Wide
         view._forward_hooks = OrderedDict(view._forward_hooks)
         view.register_forward_hook(wide)
         # A watermark depends on the vocabulary's size, which has to stay.
-        if not _BEAMS_COUNT_COLUMNS and (settings.num_beams or 1) > 1 and settings.watermarking_config is None:
+        if (
+            not _beams_count_columns(type(model))
+            and (settings.num_beams or 1) > 1
+            and settings.watermarking_config is None
+        ):
             view.config = copy.deepcopy(model.config)
             text_config = view.config.get_text_config()
             text_config.vocab_size = max(text_config.vocab_size, wide.num_columns)
     return cast("PreTrainedModel", view)
+
+
+def _beams_count_columns(model_class: type[Any]) -> bool:
+    """Whether beam search takes the number of columns from the logits, as since some version of transformers 5."""
+    return "vocab_size" not in inspect.signature(model_class._get_top_k_continuations).parameters
 
 
 def reads_input_ids(config: GenerationConfig) -> bool:

@@ -52,15 +52,6 @@ class CpuRunner:
         self, batch: StepBatch, rows: Sequence[SamplingRow | None], in_flight: Sequence[int] | None = None
     ) -> SampledOnHost:
         """Compute a step; its tokens are chosen when they are asked for."""
-        return SampledOnHost(self._logits(batch), rows, self._sampler)
-
-    def stats(self) -> None:
-        """None: every step runs in the same way."""
-
-    def close(self) -> None:
-        """Nothing: pages take memory when they are written, and give it back with this object."""
-
-    def _logits(self, batch: StepBatch) -> Tensor:
         num_tokens = len(batch.input_ids)
         padding = padded_len(num_tokens) - num_tokens
         model: Any = self._model
@@ -72,7 +63,13 @@ class CpuRunner:
                 logits_to_keep=torch.from_numpy(batch.logits_at),
                 attending=_PagedAttending(self.pages, batch, padding),
             )
-        return cast(Tensor, output.logits[0])
+        return SampledOnHost(cast(Tensor, output.logits[0]), rows, self._sampler)
+
+    def stats(self) -> None:
+        """None: every step runs in the same way."""
+
+    def close(self) -> None:
+        """Nothing: pages take memory when they are written, and give it back with this object."""
 
 
 def padded_len(num_tokens: int) -> int:
