@@ -2,7 +2,7 @@
 # make test      the whole test suite
 # make lint      formatting, lint, types, the stub of the extension
 # make bench     timings against PyTorch, ruPrompts' algorithm, transformers, CTranslate2 and PEFT: a quarter of an hour
-# make gpu-check  what the CUDA engine does on this machine's card, in six minutes, with what is installed (docs/gpu.md)
+# make gpu-check  what the CUDA engine does on this machine's card, in at most six minutes, with what is installed (docs/gpu.md)
 # make triton-versions  the GPU kernels compiled with the oldest and other versions of Triton that they are for
 # make sanitize  the scheduler under a million random operations, with AddressSanitizer and UBSan
 # make attack    threads, signals, kills, hostile files and settings, for ten minutes (ATTACK_MINUTES=10)

@@ -11,7 +11,7 @@ from ruprompt_fast.kernels.attention import LEAST, LOG2_E, Tile, attend, soft_ca
 SPLIT = 256
 """Tokens of a part; its size does not depend on how long a row is, so neither does a row's rounding."""
 
-# Query heads that a program without tensor cores computes at most: with four the loads still take longer.
+# Query heads that a program without tensor cores computes at most: with four the loads should take longer.
 _MOST_HEADS = 4
 
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Nobody wins a draw from further below the largest score: noise lies between -3.2 and 22.9.
+# No token wins a draw from further below the largest score: noise lies between -3.2 and 22.9.
 REACH = tl.constexpr(32.0)
 LOWEST = tl.constexpr(float(torch.finfo(torch.float32).min))
 

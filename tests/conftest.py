@@ -16,8 +16,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_backend: runs on the CPU's backend, and on the second one")
-    config.addinivalue_line("markers", "cpu_backend(why): does not run on the second backend after all")
+    config.addinivalue_line(
+        "markers", "every_backend: runs on the CPU's backend, the second one, and CUDA's on a device that is rehearsed"
+    )
+    config.addinivalue_line("markers", "cpu_backend(why): runs on the CPU's backend only after all")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

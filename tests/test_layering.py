@@ -39,6 +39,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What knows a device, and who may import it.
 DEVICES = {
     "ruprompt_fast.backends.cpu": {"backends"},
+    "ruprompt_fast.backends.cuda": {"backends"},
     "ruprompt_fast.ops.cpu": {"ops", "backends"},
     "ruprompt_fast.ops.cuda": {"ops", "backends"},
 }

@@ -64,6 +64,20 @@ def splice_backward(setting: Setting) -> Case:
     )
 
 
+def step_ids(setting: Setting) -> Case:
+    """A decode step's ids, every other of which the step before has chosen."""
+    count = 64
+    ids = torch.arange(count, dtype=torch.int32, device=setting.device)
+    ids = torch.where(ids % 2 == 0, ids, -1 - ids)
+    positions, carried = ids.abs(), 100 + ids.abs()
+    return Case(
+        lambda: ops.step_ids(ids, positions, carried),
+        lambda: ops.step_ids_reference(ids, positions, carried),
+        3 * ids.nbytes + 4 * ids.nbytes,
+        comparable=lambda result: torch.cat(result).double(),
+    )
+
+
 def add_norm(setting: Setting) -> Case:
     """A residual and the layer norm after it, in a prefill step."""
     from ruprompt_fast.ops.add_norm import add_norm, add_norm_reference
@@ -131,6 +145,7 @@ def _sample(**settings: float) -> Callable[[Setting], Case]:
 CASES: dict[str, Callable[[Setting], Case]] = {
     "splice, forward": splice_forward,
     "splice, backward": splice_backward,
+    "step_ids, 64 rows": step_ids,
     "add_norm, 512 rows": add_norm,
     "int8_linear, 1 row": _int8_linear(1),
     "int8_linear, 16 rows": _int8_linear(16),

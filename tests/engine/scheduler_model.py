@@ -43,7 +43,6 @@ class Request:
     max_new: int
     max_sequences: int
     sequences: list[list[int]]
-    admitted: bool = False
 
     @property
     def num_new(self) -> int:

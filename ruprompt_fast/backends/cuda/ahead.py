@@ -35,7 +35,7 @@ class RunAhead:
     def note(self, waited: float) -> None:
         """Note that a step was waited for until now, for so many seconds."""
         now = time.perf_counter()
-        if self._before is not None and now - self._before < _IDLE_SECONDS:  # longer ones had nobody to work for
+        if self._before is not None and now - self._before < _IDLE_SECONDS:  # in longer ones no request was running
             host = max(0.0, now - self._before - waited)
             self._host += _SMOOTHING * (host - self._host)
             self._waited += _SMOOTHING * (waited - self._waited)

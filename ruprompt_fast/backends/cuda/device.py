@@ -58,7 +58,7 @@ class Device(Protocol):
     captures_ahead: bool
 
     def free_bytes(self) -> int:
-        """Bytes of its memory that nobody has."""
+        """Bytes of its memory that are free."""
         ...
 
     def pages(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -101,7 +101,7 @@ class CudaDevice:
     """A :class:`Device`.
 
     Work runs on the stream that is current where a method is called, which is torch's default stream on the engine's
-    thread: what other code does to the model on that stream comes before or after a step, never in its midst.
+    thread: what other code does to the model on that stream comes before or after a step, not during it.
 
     Args:
         torch_device: of kind "cuda".
@@ -152,7 +152,7 @@ class CudaDevice:
 
     def load(self, sources: Sequence[Tensor], target: Tensor) -> None:
         """Copy to the device on the stream for copies, after what was saved there."""
-        self._copies.wait_stream(self._current)  # the target's memory may have been somebody else's
+        self._copies.wait_stream(self._current)  # the target's memory may have been another tensor's
         with torch.cuda.stream(self._copies):
             for source, part in zip(sources, target, strict=True):
                 part.copy_(source, non_blocking=True)

@@ -49,7 +49,7 @@ class RehearsalDevice:
     """A :class:`~ruprompt_fast.backends.cuda.device.Device` on the CPU.
 
     Args:
-        card: the card that it takes itself for.
+        card: the card that kernels are chosen for.
         memory: bytes that it has.
 
     Attributes:

@@ -161,7 +161,7 @@ class Staging:
         self._pinned.reverse()
         self._copied.reverse()
         if (event := self._copied[0]) is not None:
-            event.wait()  # until the copy of the step before the last one has been made, which it has
+            event.wait()  # the copy out of this buffer, two steps ago, has to be over
         words: Words = self._pinned[0].numpy()
         parts = {name: words[span].reshape(size) for name, (span, size) in shape.parts.items()}
         _fill(parts, batch)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -16,10 +17,11 @@ from ruprompt_fast.errors import MissingDependencyError, UnsupportedModelError, 
 # the last with CUDA 12; Blackwell needs CUDA 12.8.
 _WHEELS = {
     (5, 0): 'the cu126 wheels of PyTorch, the last of which are those of version 2.14: "torch==2.14.*"',
-    (7, 5): 'wheels of PyTorch for CUDA 12.6 or later (cu126, cu128, cu130): "torch>=2.6"',
-    (10, 0): 'wheels of PyTorch for CUDA 12.8 or later (cu128, cu130): "torch>=2.7"',
+    (7, 5): 'wheels of PyTorch for CUDA 12.6 or later (cu126, cu128, cu130): "torch>=2.8"',
+    (10, 0): 'wheels of PyTorch for CUDA 12.8 or later (cu128, cu130): "torch>=2.8"',
 }
 _OLDEST = (7, 0)
+_OLDEST_TRITON = (3, 4)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def check_has_code(card: Card, architectures: Sequence[str] | None = None) -> No
         architectures: what torch was compiled for; defaults to ``torch.cuda.get_arch_list()``.
 
     Raises:
-        MissingDependencyError: the installed torch has no code for it; the message names the wheels that have.
+        MissingDependencyError: the installed torch has no code for it, and the message names the wheels that have; or
+            Triton is older than the kernels need.
         UnsupportedModelError: the engine's kernels cannot run: the card is older than Volta, or Triton is missing.
     """
     architectures = torch.cuda.get_arch_list() if architectures is None else architectures
@@ -73,13 +76,21 @@ def check_has_code(card: Card, architectures: Sequence[str] | None = None) -> No
         wheels = next((text for first, text in reversed(_WHEELS.items()) if card.capability >= first), None)
         raise MissingDependencyError(
             f"torch {torch.__version__} has no code for {card.name} ({number}); it has {', '.join(architectures)}. "
-            + (f"Install {wheels}." if wheels else "No wheels of PyTorch 2.6 or later have; move the model to the CPU.")
+            + (f"Install {wheels}." if wheels else "No wheels of PyTorch 2.8 or later have; move the model to the CPU.")
         )
     if card.capability < _OLDEST:
         raise UnsupportedModelError(f"the engine's kernels need sm_70 or newer; {card.name} is {number}.")
     if find_spec("triton") is None:
         raise UnsupportedModelError(
             "the engine's kernels need Triton, which is not installed: pip install 'ruprompt-fast[triton]'."
+        )
+    _check_triton(version("triton"))
+
+
+def _check_triton(installed: str) -> None:
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < _OLDEST_TRITON:
+        raise MissingDependencyError(
+            f"the engine's kernels need Triton 3.4 or newer; found {installed}. Install torch 2.8 or newer, which has it."
         )
 
 

@@ -25,6 +25,7 @@ _ALIGNMENT = 16
 _FEW_ROWS = 4
 # At 16 rows the weight is read four times, mostly from the cache, and the sums of a V100 take twice as long as reading
 # it once from memory: as long as the library takes with a 16-bit weight. The plain weight costs five readings.
+# All of this is reckoned, not measured.
 _MOST_ROWS = 16
 _MOST_TILE_ROWS = 64
 # Memory of a plain weight that is made for a moment; a larger one is made in parts.

@@ -102,7 +102,7 @@ class Step:
     def __init__(self, sampler: DeviceSampler, rows: list[SamplingRow | None], logits: torch.Tensor) -> None:
         words = np.full((len(rows), sampler.words_per_row), 77, dtype=np.int32)
         seen = np.full((len(rows), sampler.seen_words), -1, dtype=np.int32)
-        self.uses_seen = sampler.stage(rows, words, seen)
+        sampler.stage(rows, words, seen)
         last_ids = torch.tensor([0 if row is None else [*row.input_ids, *row.new_ids][-1] for row in rows])
         tensors = [tensor.to(logits.device) for tensor in (torch.from_numpy(words), torch.from_numpy(seen), last_ids)]
         self.result = sampler.launch(logits, *tensors).cpu().numpy()

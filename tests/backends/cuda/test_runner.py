@@ -322,7 +322,7 @@ def test_a_step_without_memory(device: WatchedDevice, options: CudaOptions, at: 
         assert mixed(model, 3) == expected(3)
 
 
-def test_a_capture_without_memory_runs_eagerly(device: WatchedDevice) -> None:
+def test_a_capture_without_memory_runs_eagerly() -> None:
     """The request that wanted the graph is answered."""
 
     class Full(RehearsalDevice):
