@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -69,3 +71,15 @@ def test_a_triton_that_cannot_launch_says_what_it_needs() -> None:
         return
     with pytest.raises(MissingDependencyError, match="no kernel here: .*driver.* It needs a C compiler"):
         check_triton_runs()
+
+
+@pytest.mark.parametrize(
+    ("installed", "runs"), [("3.4.0", True), ("3.10.1", True), ("4.0", True), ("3.3.1", False), ("2.1.0", False)]
+)
+def test_an_old_triton_is_refused(installed: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "version", lambda name: installed)
+    if runs:
+        check_has_code(V100, ["sm_70"])
+    else:
+        with pytest.raises(MissingDependencyError, match=f"3.4 or newer; found {re.escape(installed)}"):
+            check_has_code(V100, ["sm_70"])

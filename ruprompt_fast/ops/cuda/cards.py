@@ -90,7 +90,7 @@ def check_has_code(card: Card, architectures: Sequence[str] | None = None) -> No
 def _check_triton(installed: str) -> None:
     if tuple(map(int, re.findall(r"\d+", installed)[:2])) < _OLDEST_TRITON:
         raise MissingDependencyError(
-            f"the engine's kernels need Triton 3.4 or newer; found {installed}. Install torch 2.8 or newer, which has it."
+            f"the engine's kernels need Triton 3.4 or newer; found {installed}. Torch 2.8 and later bring it."
         )
 
 
