@@ -84,7 +84,7 @@ class ModelEngine:
 
     def is_outdated(self) -> bool:
         """Whether anything that the model computes from has changed since."""
-        return self._watch.sees_change() or self.prepared.is_outdated()
+        return self.engine.is_closed or self._watch.sees_change() or self.prepared.is_outdated()
 
     def jobs(self, requests: Sequence[Request], params: Sequence[SamplingParams]) -> list[SamplingJob | BeamJob]:
         """The requests with their settings, as the engine runs them."""

@@ -85,8 +85,8 @@ class Engine:
     def step(self) -> bool:
         """Launch what the scheduler plans next, and have the requests take in the tokens of the step before.
 
-        Where that step does not run ahead, its tokens were taken in before, and this one's are too. A failing step
-        fails the requests that are in it; the others go on with the next one.
+        A step that does not run ahead has its own tokens taken in before this returns. A failing step fails the
+        requests that are in it; the others go on with the next one.
 
         Returns:
             Whether there was something to do.
@@ -122,6 +122,8 @@ class Engine:
         Raises:
             CapacityError: a prefix can never fit; the others are asked for all the same.
         """
+        if self._closed is not None:
+            raise self._closed()
         self.forget_retired()
         warm_up = self._prefixes.warm_up(prompts)
         self._warm_ups.add(warm_up)
@@ -145,6 +147,11 @@ class Engine:
         self._runner.close()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes no requests any more."""
+        return self._closed is not None
+
+    @property
     def is_warming(self) -> bool:
         """Whether prefixes are asked for that no step has computed yet."""
         return self._closed is None and self._scheduler.num_warming > 0
@@ -152,7 +159,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step has something to do."""
-        return self._has_plans or self._in_flight is not None
+        return self._closed is None and (self._has_plans or self._in_flight is not None)
 
     def stats(self) -> EngineStats:
         """Counts and sizes so far."""
@@ -168,14 +175,18 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Compare what scheduler, cache and engine hold.
+        """Compare what scheduler, cache and engine hold, after the tokens of a step in flight were taken in.
 
         Raises:
             IntegrityError: they disagree, or a page is lost; an error of this package.
         """
         self._leave_cancelled()
         before, self._in_flight = self._in_flight, None
-        self._take_in(before)
+        try:
+            self._take_in(before)
+        except BaseException as error:
+            self._recover(None, before, error)
+            raise
         try:
             self._scheduler.check()
         except RuntimeError as error:
@@ -258,7 +269,7 @@ class Engine:
         restarted = [] if pending is None else pending.restart(overruled)
         if pending is not None and pending.runs_ahead:
             self._scheduler.commit(pending.put_in_flight(), restarted)
-            self._in_flight = pending
+            self._in_flight = pending if any(pending.spans()) else None  # all may have ended in the step before
             return
         changes = [] if pending is None else advance(pending)
         self._scheduler.commit([change.job.request_id for change in changes if change.job.done], restarted)

@@ -38,17 +38,18 @@ class Pending:
         return self.launched.runs_ahead and all(job.can_run_ahead for job in self.jobs)
 
     def restart(self, jobs: Sequence[Job]) -> list[int]:
-        """Leave out those of the requests that are in the step; their ids."""
+        """Do not count the step's tokens for those of these requests that are in it; their ids."""
         self.restarted.update(job for job in jobs if job in self.jobs and not job.done)
         return [job.request_id for job in self.restarted]
 
     def put_in_flight(self) -> list[int]:
-        """Have every request go on with the token that it will get; the ids of those for which it is the last."""
+        """Have every request go on with the token that it will get; the ids of those for which it is the last.
+
+        For a step that runs ahead: its requests have a row each.
+        """
         ending = []
-        for row, job in enumerate(self.jobs):
-            if job.done or job in self.restarted:
-                continue
-            job.in_flight_row = row
+        for job, span in self.spans():
+            job.in_flight_row = span.start
             if job.ends_next:
                 ending.append(job.request_id)
         return ending

@@ -9,7 +9,7 @@ from engine.engine_cases import INPUTS, NAMES, assert_nothing_left, counts, hook
 from tiny_models import tiny_model, tiny_tokenizer
 
 from ruprompt_fast import FastPromptModel
-from ruprompt_fast.errors import CapacityError, EngineStepError, NonFiniteLogitsError
+from ruprompt_fast.errors import CapacityError, EngineStepError, ModelChangedError, NonFiniteLogitsError
 from ruprompt_fast.sampling import processors
 
 pytestmark = pytest.mark.every_backend
@@ -94,3 +94,17 @@ def test_a_processor_that_fails_ends_its_own_request(monkeypatch: pytest.MonkeyP
         served.generate(["да", "нет"], presence_penalty=[0.0, 0.171875], max_new_tokens=5)
     assert text + "".join(pieces) == served.generate("привет", "short", **settings)[0].text
     assert_nothing_left(served)
+
+
+def test_a_change_that_is_taken_back_leaves_a_model_that_serves() -> None:
+    """The engine that was closed for it is not handed out again."""
+    model = FastPromptModel.from_pretrained(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+    expected = model.generate("да", max_new_tokens=4, eos_token_id=None)
+    stream = model.stream("да", max_new_tokens=30, eos_token_id=None)
+    next(stream)
+    hook = model.model.transformer.h[0].register_forward_hook(lambda *arguments: None)
+    with pytest.raises(ModelChangedError):
+        list(stream)
+    hook.remove()
+    assert model.generate("да", max_new_tokens=4, eos_token_id=None) == expected
+    assert_nothing_left(model)

@@ -50,7 +50,7 @@ class Device(Protocol):
         torch_device: torch's name for it.
         card: what it can do.
         captures_ahead: whether graphs are captured, and kernels compiled, before the first request, not when they
-            are first needed.
+            are first needed; graphs of shared prefixes are captured when they are.
     """
 
     torch_device: torch.device
@@ -76,7 +76,7 @@ class Device(Protocol):
     def fetch(self, source: Tensor, target: Tensor) -> Event:
         """Copy from the device to pinned host memory in the order of the work; the event is after the copy.
 
-        Waiting for this event is the only way in which a step waits for the device.
+        In a step that decodes, waiting for this event is the only way in which the host waits for the device.
         """
         ...
 
@@ -168,11 +168,13 @@ class CudaDevice:
         with self._capturing, torch.cuda.device(self.torch_device):
             self._captures.wait_stream(self._current)
             # Also around the recording: one that fails does not give the thread its own stream back.
-            with torch.cuda.stream(self._captures):
-                launches()
-                graph = self._recorded(launches)
-            self._current.wait_stream(self._captures)
-        return graph
+            try:
+                with torch.cuda.stream(self._captures):
+                    launches()
+                    return self._recorded(launches)
+            finally:
+                # Also after an error: what was launched before it reads buffers that the next step is staged in.
+                self._current.wait_stream(self._captures)
 
     def _recorded(self, launches: Launches) -> Graph:
         graph = torch.cuda.CUDAGraph()

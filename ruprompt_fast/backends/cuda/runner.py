@@ -211,12 +211,12 @@ class CudaRunner:
 
     def _set_up(self, limits: RunnerLimits) -> None:
         """Capture the graphs, and have the kernels of other steps compiled."""
-        lens = _set_up_lens(limits)
+        lens = _set_up_lens(limits, self.pages.page_size)
         with torch.inference_mode():
             for bucket in self._buckets.largest_first():
                 self._graphs.of(bucket)
-            self._eager(self._rehearsal_batch(lens), [None] * len(lens), None)
-        self._num_eager = 0
+            self.launch(self._rehearsal_batch(lens), [None] * len(lens))
+        self._num_eager = self._num_replayed = 0
 
     def _shape_of(self, bucket: Bucket) -> StepShape:
         return self._shape(bucket.num_rows, bucket.num_rows, bucket.num_rows, bucket.num_blocks)
@@ -233,11 +233,11 @@ class CudaRunner:
         )
 
 
-def _set_up_lens(limits: RunnerLimits) -> list[int]:
-    """The sequences of a step that reads an input while others decode, as far as the limits allow."""
+def _set_up_lens(limits: RunnerLimits, page_size: int) -> list[int]:
+    """The sequences of a step that reads an input while others decode, as far as the limits and one page allow."""
     count = min(_SET_UP_ROWS, limits.max_sequences, limits.max_step_tokens)
     rest = min(_SET_UP_TOKENS, limits.max_step_tokens) - count
-    return [1 + min(rest, limits.max_model_len - 2)] + [1] * (count - 1)
+    return [1 + min(rest, limits.max_model_len - 2, page_size - 1)] + [1] * (count - 1)
 
 
 def _why_eager(model: PreTrainedModel) -> str | None:

@@ -78,12 +78,12 @@ class StepShape:
     @property
     def num_words(self) -> int:
         """Words of all parts."""
-        return self.words_before("")
+        return int(self.parts["seen"][0].stop)
 
-    def words_before(self, name: str) -> int:
-        """Words of the parts before the one of that name; of all, if there is none."""
-        span = self.parts[name][0] if name else slice(self.parts["seen"][0].stop, None)
-        return int(span.start)
+    @property
+    def num_words_without_seen(self) -> int:
+        """Words of all parts but the last."""
+        return int(self.parts["seen"][0].start)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +172,7 @@ class Staging:
         settings[len(rows) :] = 0
         flags = settings[: len(rows), SettingsWord.FLAGS]
         self.is_for_device = bool(np.all((flags & _WANTED_OF_DEVICE) == SettingsFlag.WANTED))
-        num_words = shape.num_words if uses_seen else shape.words_before("seen")
+        num_words = shape.num_words if uses_seen else shape.num_words_without_seen
         self._copied[0] = self._device.upload(self._pinned[0][:num_words], self._words[:num_words])
 
 
